@@ -1,0 +1,99 @@
+//! Owned memory aligned for direct I/O.
+//!
+//! A buffer is moved into a request and comes back with the answer. It is never borrowed by the
+//! kernel: whoever leaks it keeps the memory valid for ever.
+
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    fmt,
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+};
+
+/// Alignment of every buffer and default unit of direct I/O, in bytes: the page size, and the
+/// largest logical sector in use (4Kn).
+pub const BLOCK: usize = 4096;
+
+/// Zeroed, owned, [`BLOCK`]-aligned bytes.
+pub struct Buffer {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: a Buffer owns its memory exclusively, like a Vec<u8>; only `Buffer` makes one.
+unsafe impl Send for Buffer {}
+// SAFETY: shared access only reads plain bytes; exclusive access needs `&mut`.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// `length` zero bytes. Zero length allocates nothing.
+    pub fn zeroed(length: usize) -> Self {
+        if length == 0 {
+            return Self {
+                start: NonNull::dangling(),
+                length,
+            };
+        }
+        let layout = Self::layout(length);
+        // SAFETY: the layout has a non-zero size, checked above.
+        let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
+            handle_alloc_error(layout)
+        };
+        Self { start, length }
+    }
+
+    fn layout(length: usize) -> Layout {
+        Layout::from_size_align(length, BLOCK)
+            .unwrap_or_else(|_| handle_alloc_error(Layout::new::<u8>()))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.length > 0 {
+            // SAFETY: `start` came from `alloc_zeroed` with this very layout and is freed once,
+            // here; `Buffer` is not `Clone`.
+            unsafe { dealloc(self.start.as_ptr(), Self::layout(self.length)) }
+        }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` is valid for `length` initialised bytes (or dangling and empty), owned
+        // by `self`, and cannot be written while `&self` lives.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} bytes)", self.length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_aligned_and_zero() {
+        // Direct I/O needs aligned memory, and padding must never carry old bytes.
+        for length in [1, 511, BLOCK, BLOCK + 1, 1 << 20] {
+            let buffer = Buffer::zeroed(length);
+            assert_eq!(buffer.as_ptr() as usize % BLOCK, 0);
+            assert!(buffer.iter().all(|byte| *byte == 0));
+            assert_eq!(buffer.len(), length);
+        }
+        assert!(Buffer::zeroed(0).is_empty());
+    }
+}

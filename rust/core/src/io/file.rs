@@ -1,0 +1,95 @@
+//! Files and directories as the contract sees them: a shared handle that stays open while any
+//! request in flight holds it, so that a descriptor's number is never reused under the kernel.
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+    sync::Arc,
+};
+
+/// An open file or directory.
+#[derive(Debug, Clone)]
+pub struct File(Arc<Handle>);
+
+#[derive(Debug)]
+enum Handle {
+    Os(OwnedFd),
+    Virtual(u64),
+}
+
+impl File {
+    /// Wraps a descriptor of the operating system.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(Arc::new(Handle::Os(fd)))
+    }
+
+    /// Wraps a number that only the backend which made it understands.
+    pub fn from_number(number: u64) -> Self {
+        Self(Arc::new(Handle::Virtual(number)))
+    }
+
+    /// The descriptor, if the operating system made this file.
+    pub fn fd(&self) -> Option<RawFd> {
+        match &*self.0 {
+            Handle::Os(fd) => Some(fd.as_raw_fd()),
+            Handle::Virtual(_) => None,
+        }
+    }
+
+    /// The number, if a simulated backend made this file.
+    pub fn number(&self) -> Option<u64> {
+        match &*self.0 {
+            Handle::Os(_) => None,
+            Handle::Virtual(number) => Some(*number),
+        }
+    }
+}
+
+/// Whether a file must exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open {
+    /// It must be there.
+    Existing,
+    /// It must not be there; it is made with mode 0600.
+    New,
+    /// Either.
+    Any,
+}
+
+/// How a file is opened. Always close-on-exec and never through a symbolic link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Must it exist.
+    pub open: Open,
+    /// Open for writing too.
+    pub write: bool,
+    /// Bypass the page cache (`O_DIRECT`); `Unsupported` where the filesystem does not say,
+    /// through `STATX_DIOALIGN`, that it really does.
+    pub direct: bool,
+}
+
+impl Access {
+    /// An existing file, to read.
+    pub const READ: Self = Self {
+        open: Open::Existing,
+        write: false,
+        direct: false,
+    };
+    /// An existing file, to read and write.
+    pub const WRITE: Self = Self {
+        open: Open::Existing,
+        write: true,
+        direct: false,
+    };
+    /// A new file, to read and write.
+    pub const CREATE: Self = Self {
+        open: Open::New,
+        write: true,
+        direct: false,
+    };
+
+    /// The same, bypassing the page cache.
+    #[must_use]
+    pub const fn direct(self, direct: bool) -> Self {
+        Self { direct, ..self }
+    }
+}

@@ -1,0 +1,102 @@
+//! The I/O contract: what the engine asks of a disk, and what every backend owes.
+//!
+//! A [`Backend`] takes [`Request`]s and later gives back [`Finished`] ones. It is a state machine
+//! turned by its owner: one owner, one thread at a time. Three backends answer the contract: the
+//! kernel's ring (`uring`), plain system calls (`threads`), and a simulated disk (`sim`). The log
+//! runs unchanged on all three.
+//!
+//! ```text
+//! owner --- submit(request) ---> backend ---> kernel
+//! owner <-- poll(out, wait) ---- backend <--- kernel
+//! any thread --- Wake::wake --------^   (ends a wait early)
+//! ```
+//!
+//! # Always true
+//!
+//! 1. A request owns its file and its buffer until the kernel's last word about it. Nothing the
+//!    kernel may still touch is freed: not on error, not on shutdown, not on a panic.
+//! 2. Every submitted request is finished exactly once, with its buffer if it had one.
+//! 3. A transfer is finished when all bytes are, or with the error that stopped it. Short
+//!    transfers, `EINTR` and `EAGAIN` never reach the owner; a write that makes no progress does.
+//! 4. A `Write` with `sync` answers only when the bytes are durable. A failed sync is never
+//!    retried: the kernel may have dropped the pages it could not write.
+//! 5. The first poll after `wake` returns without waiting, however the two race.
+//!
+//! Nothing here orders two requests in flight at the same time; owners wait for an answer first.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{clock::Mono, error::Result};
+
+mod blocking;
+mod buffer;
+mod file;
+mod request;
+
+pub use blocking::Blocking;
+pub use buffer::{BLOCK, Buffer};
+pub use file::{Access, File, Open};
+pub use request::{Answer, Class, Finished, Op, Request, Token};
+
+/// How long [`Backend::poll`] may wait when nothing has finished yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    Never,
+    /// Until something finishes, a wake, or this instant of the backend's clock.
+    Until(Mono),
+    /// Until something finishes or a wake.
+    Forever,
+}
+
+/// Ends another thread's wait. Cheap to call twice, safe to call from anywhere.
+pub trait Wake: Send + Sync {
+    /// Makes the next (or current) wait of the sleeper return.
+    fn wake(&self);
+}
+
+/// What is left behind by [`Backend::shutdown`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Leftovers {
+    /// Requests the kernel did not answer within the budget; their memory is leaked on purpose.
+    pub requests: u64,
+    /// Bytes of those buffers.
+    pub bytes: u64,
+}
+
+/// A disk, seen by one owner. See the module for what every implementation owes.
+pub trait Backend: Send {
+    /// Takes a request, or gives it back when the table is full (poll first, then try again).
+    /// Never blocks, except for a backend that executes a request on the turning thread: that
+    /// one does it in `poll`, not here.
+    fn submit(&mut self, request: Request) -> Result<(), Request>;
+
+    /// Moves finished requests to the end of `out`; waits as told if there are none yet.
+    fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()>;
+
+    /// Something that ends a wait of this backend from another thread.
+    fn waker(&self) -> Arc<dyn Wake>;
+
+    /// The time this backend's waits are measured in.
+    fn now(&self) -> Mono;
+
+    /// Requests submitted and not yet finished.
+    fn in_flight(&self) -> usize;
+
+    /// Keeps `lock` open for as long as the kernel may still carry out writes of this backend,
+    /// even after the process died. A ring registers the descriptor with itself.
+    fn hold(&mut self, lock: &File) -> Result<()>;
+
+    /// Lets go of what [`hold`](Self::hold) was given. Called after the last request finished.
+    fn let_go(&mut self);
+
+    /// Cancels what can be cancelled, waits up to `budget` (`None`: as long as it takes) for the
+    /// kernel's last word, and leaks what did not answer.
+    fn shutdown(&mut self, budget: Option<Duration>) -> Leftovers;
+}
+
+/// Makes backends. One value stands for one world: the machine's disk, or a simulated one.
+pub trait Disk: Send + Sync {
+    /// A new backend for one owner.
+    fn backend(&self) -> Result<Box<dyn Backend>>;
+}

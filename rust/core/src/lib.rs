@@ -1,0 +1,27 @@
+//! The engine of Millrace: local durability that never blocks an event loop.
+//!
+//! It promises that an acknowledged record survives the process, the kernel and the power supply
+//! (as far as the device honours a flush), that nothing the kernel may still write to is freed,
+//! and that after a failed write nothing more is acknowledged. It knows no Python.
+//!
+//! Floors, each using only what stands below it:
+//!
+//! ```text
+//! 4   engine
+//! 3   wal
+//! 2   uring | threads | sim     implement io, never import each other
+//! 1b  io                        the contract and the request
+//! 1a  ring | port               never import each other
+//! 0   sync, clock, ids, codec, error
+//! ```
+
+pub mod clock;
+pub mod codec;
+pub mod error;
+pub mod ids;
+pub mod sync;
+
+#[cfg(not(loom))]
+pub mod io;
+
+pub use error::{Error, ErrorKind, Result};

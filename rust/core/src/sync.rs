@@ -1,0 +1,63 @@
+//! The one place that names atomics, locks, cells and threads.
+//!
+//! Lock-free code imports these names from here, so that under `--cfg loom` the same source is
+//! explored by loom, and everywhere else it is plain `std`.
+//!
+//! Loom treats sequentially consistent *accesses* as acquire-release but supports sequentially
+//! consistent *fences*; code that needs a total order says so with [`fence`].
+
+#[cfg(not(loom))]
+pub use std::{
+    cell::UnsafeCell as StdUnsafeCell,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    },
+    thread,
+};
+
+#[cfg(loom)]
+pub use loom::{
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    },
+    thread,
+};
+
+#[cfg(loom)]
+pub use loom::cell::UnsafeCell;
+
+/// A cell with loom's closure interface over the standard one.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub struct UnsafeCell<T>(StdUnsafeCell<T>);
+
+#[cfg(not(loom))]
+impl<T> UnsafeCell<T> {
+    /// Wraps a value.
+    pub const fn new(value: T) -> Self {
+        Self(StdUnsafeCell::new(value))
+    }
+
+    /// Hands out a shared raw pointer; what is done with it is the caller's to justify.
+    #[inline]
+    pub fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+        f(self.0.get())
+    }
+
+    /// Hands out an exclusive raw pointer; what is done with it is the caller's to justify.
+    #[inline]
+    pub fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+        f(self.0.get())
+    }
+}
+
+/// Locks a mutex even if a thread panicked while it held it.
+///
+/// Every structure behind our mutexes is valid between any two statements that may panic, so a
+/// poisoned mutex carries no news; a panic in the engine is reported by its own poison state.
+#[inline]
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|broken| broken.into_inner())
+}

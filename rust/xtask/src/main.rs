@@ -1,0 +1,2 @@
+//! House tasks: `cargo xtask tidy`.
+fn main() {}
