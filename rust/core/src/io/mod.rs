@@ -28,6 +28,8 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{clock::Mono, error::Result};
 
+pub use crate::sync::Wake;
+
 mod blocking;
 mod buffer;
 mod file;
@@ -47,12 +49,6 @@ pub enum Wait {
     Until(Mono),
     /// Until something finishes or a wake.
     Forever,
-}
-
-/// Ends another thread's wait. Cheap to call twice, safe to call from anywhere.
-pub trait Wake: Send + Sync {
-    /// Makes the next (or current) wait of the sleeper return.
-    fn wake(&self);
 }
 
 /// What is left behind by [`Backend::shutdown`].
