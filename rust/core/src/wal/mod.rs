@@ -5,7 +5,12 @@
 #![doc = include_str!("FORMAT.md")]
 
 pub mod frame;
+pub mod recovery;
+mod salvage;
+pub mod scan;
 pub mod segment;
+mod survey;
+pub mod verdict;
 
 #[cfg(test)]
 mod tests;
