@@ -23,5 +23,7 @@ pub mod sync;
 
 #[cfg(not(loom))]
 pub mod io;
+#[cfg(all(not(loom), any(test, feature = "testing")))]
+pub mod sim;
 
 pub use error::{Error, ErrorKind, Result};
