@@ -122,6 +122,11 @@ pub enum Op {
         /// The file.
         file: File,
     },
+    /// Give the lock of `file` back, whoever else still holds the descriptor.
+    Unlock {
+        /// The file.
+        file: File,
+    },
 }
 
 /// One operation with its token.
