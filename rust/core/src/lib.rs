@@ -24,5 +24,7 @@ pub mod sync;
 
 #[cfg(not(loom))]
 pub mod io;
+#[cfg(not(loom))]
+pub mod wal;
 
 pub use error::{Error, ErrorKind, Result};
