@@ -21,11 +21,14 @@ pub mod error;
 #[cfg(not(loom))]
 pub mod fork;
 pub mod ids;
+pub mod port;
 pub mod sync;
 
 #[cfg(not(loom))]
 pub mod io;
 #[cfg(not(loom))]
 pub mod threads;
+#[cfg(not(loom))]
+pub mod wal;
 
 pub use error::{Error, ErrorKind, Result};
