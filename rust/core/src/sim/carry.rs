@@ -81,6 +81,10 @@ impl World {
                 self.file(&file, |ino, _, handle| Effect::Lock { ino, handle }),
                 Some(file),
             ),
+            Op::Unlock { file } => (
+                self.file(&file, |ino, _, handle| Effect::Unlock { ino, handle }),
+                Some(file),
+            ),
             Op::Allocate { file, length } => (self.plan_resize(&file, length, false), Some(file)),
             Op::Truncate { file, length } => (self.plan_resize(&file, length, true), Some(file)),
             Op::Read {
@@ -200,7 +204,10 @@ impl World {
                         self.volume.flush_range(*ino, pieces, seq);
                     }
                 }),
-            Effect::Sync { ino } => { self.volume.flush(*ino, upto); Ok(Answer::Done) },
+            Effect::Sync { ino } => {
+                self.volume.flush(*ino, upto);
+                Ok(Answer::Done)
+            }
             Effect::Resize {
                 ino,
                 length,
@@ -208,8 +215,19 @@ impl World {
             } => self.resize(*ino, *length, *may_cut, seq),
             Effect::Rename { dir, from, to } => self.volume.rename(*dir, from, to, seq).map(done),
             Effect::Unlink { dir, name } => self.volume.unlink(*dir, name, seq).map(done),
-            Effect::SyncDir { dir } => { self.volume.sync_dir(*dir, upto); Ok(Answer::Done) },
-            Effect::DropCache { ino } => { self.volume.drop_cache(*ino); Ok(Answer::Done) },
+            Effect::SyncDir { dir } => {
+                self.volume.sync_dir(*dir, upto);
+                Ok(Answer::Done)
+            }
+            Effect::DropCache { ino } => {
+                self.volume.drop_cache(*ino);
+                Ok(Answer::Done)
+            }
+            Effect::Unlock { ino, handle } => {
+                self.locks
+                    .retain(|lock| lock.ino != *ino || lock.handle != *handle);
+                Ok(Answer::Done)
+            }
             Effect::Lock { ino, handle } => {
                 return self.lock(*ino, *handle, self.seats[flight.seat].process);
             }
@@ -384,4 +402,3 @@ fn is_aligned(offset: u64, length: usize) -> bool {
     let sector = SECTOR as u64;
     offset.is_multiple_of(sector) && (length as u64).is_multiple_of(sector)
 }
-

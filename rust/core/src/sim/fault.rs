@@ -36,11 +36,13 @@ pub enum Kind {
     DropCache,
     /// Lock.
     Lock,
+    /// Give a lock back.
+    Unlock,
 }
 
 impl Kind {
     /// Every kind, for loops over all faults.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::OpenDir,
         Self::Open,
         Self::List,
@@ -56,6 +58,7 @@ impl Kind {
         Self::SyncDir,
         Self::DropCache,
         Self::Lock,
+        Self::Unlock,
     ];
 
     /// The kind of `op`.
@@ -76,6 +79,7 @@ impl Kind {
             Op::SyncDir { .. } => Self::SyncDir,
             Op::DropCache { .. } => Self::DropCache,
             Op::Lock { .. } => Self::Lock,
+            Op::Unlock { .. } => Self::Unlock,
         }
     }
 
@@ -97,6 +101,7 @@ impl Kind {
             Self::SyncDir => "sync_dir",
             Self::DropCache => "drop_cache",
             Self::Lock => "lock",
+            Self::Unlock => "unlock",
         }
     }
 }

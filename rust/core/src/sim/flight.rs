@@ -76,6 +76,8 @@ pub(super) enum Effect {
     DropCache { ino: Ino },
     /// Locks the handle's file.
     Lock { ino: Ino, handle: usize },
+    /// Gives the handle's lock back.
+    Unlock { ino: Ino, handle: usize },
     /// The request makes no sense: this errno.
     Refused(i32),
 }
@@ -96,7 +98,8 @@ impl Effect {
             | Self::Sync { ino }
             | Self::Resize { ino, .. }
             | Self::DropCache { ino }
-            | Self::Lock { ino, .. } => Target::File(*ino),
+            | Self::Lock { ino, .. }
+            | Self::Unlock { ino, .. } => Target::File(*ino),
         }
     }
 

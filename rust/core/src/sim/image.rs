@@ -98,4 +98,3 @@ pub(super) fn named(
         .map(|(name, ino)| (name.clone(), content(*ino)));
     pairs.collect()
 }
-

@@ -46,3 +46,6 @@ pub use image::Image;
 pub use random::{Random, mix};
 pub use volume::{Ino, Volume};
 pub use world::{Event, Hook, Phase, Settings, World};
+
+#[cfg(test)]
+mod tests;

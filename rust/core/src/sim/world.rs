@@ -197,7 +197,10 @@ impl World {
 
     /// Number of requests in flight that change files or names.
     pub fn changes_in_flight(&self) -> usize {
-        self.flights.iter().filter(|one| one.effect.is_change()).count()
+        self.flights
+            .iter()
+            .filter(|one| one.effect.is_change())
+            .count()
     }
 
     /// Tells this history of events from others: the same seed and calls give the same value.
