@@ -4,7 +4,10 @@
 //!
 #![doc = include_str!("FORMAT.md")]
 
+#[cfg(any(test, feature = "testing"))]
+pub mod builder;
 pub mod frame;
+pub mod reader;
 pub mod recovery;
 mod salvage;
 pub mod scan;
