@@ -1,7 +1,8 @@
 //! The durable log.
 //!
-//! Parts: [`segment`] and [`frame`] are the bytes, and the rest of this page draws them.
-//!
+//! [`segment`] and [`frame`] are the bytes; the rest of this page draws them. [`recovery`] decides
+//! what a directory holds ([`verdict`] is the decision table, [`scan`] gathers the evidence);
+//! [`reader`] goes forward through it.
 #![doc = include_str!("FORMAT.md")]
 
 #[cfg(any(test, feature = "testing"))]
