@@ -1,2 +1,4 @@
 mod frame;
 mod segment;
+mod lifecycle;
+pub(crate) mod rig;
