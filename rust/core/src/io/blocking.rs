@@ -153,6 +153,11 @@ impl<'a> Blocking<'a> {
         self.done(Op::Lock { file: file.clone() })
     }
 
+    /// Gives the lock of `file` back.
+    pub fn unlock(&mut self, file: &File) -> Result<()> {
+        self.done(Op::Unlock { file: file.clone() })
+    }
+
     /// Keeps `lock` with the backend's own writes; see [`Backend::hold`].
     pub fn hold(&mut self, lock: &File) -> Result<()> {
         self.backend.hold(lock)

@@ -32,11 +32,16 @@ pub use crate::sync::Wake;
 
 mod blocking;
 mod buffer;
+pub(crate) mod execute;
 mod file;
 mod request;
+pub(crate) mod signal;
+pub(crate) mod sys;
+pub(crate) mod worker;
 
 pub use blocking::Blocking;
 pub use buffer::{BLOCK, Buffer};
+pub use execute::{Alignment, Durability, direct_alignment};
 pub use file::{Access, File, Open};
 pub use request::{Answer, Class, Finished, Op, Request, Token};
 
@@ -49,6 +54,17 @@ pub enum Wait {
     Until(Mono),
     /// Until something finishes or a wake.
     Forever,
+}
+
+impl Wait {
+    /// How long a sleep that begins `now` may last; `None` is for ever.
+    pub(crate) fn left(self, now: Mono) -> Option<Duration> {
+        match self {
+            Self::Never => Some(Duration::ZERO),
+            Self::Until(until) => Some(until.since(now)),
+            Self::Forever => None,
+        }
+    }
 }
 
 /// What is left behind by [`Backend::shutdown`].

@@ -122,6 +122,29 @@ pub enum Op {
         /// The file.
         file: File,
     },
+    /// Give the lock of `file` back, whoever else still holds the descriptor.
+    Unlock {
+        /// The file.
+        file: File,
+    },
+}
+
+impl Op {
+    /// The buffer, if the operation has one.
+    pub(crate) fn into_buffer(self) -> Option<Buffer> {
+        match self {
+            Self::Read { buffer, .. } | Self::Write { buffer, .. } => Some(buffer),
+            _ => None,
+        }
+    }
+
+    /// Bytes of the buffer.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        match self {
+            Self::Read { buffer, .. } | Self::Write { buffer, .. } => buffer.len() as u64,
+            _ => 0,
+        }
+    }
 }
 
 /// One operation with its token.
