@@ -208,12 +208,12 @@ fn killer_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result
         .current_dir(root)
         .process_group(0)
         .stdin(Stdio::null());
-    command.args(["test", "--quiet", "--locked"]);
+    command.args(["test", "--quiet", "--locked", "--profile", "fast"]);
     let target = if mutant.loom {
-        command.env("RUSTFLAGS", "--cfg loom").args(["--release"]);
+        command.env("RUSTFLAGS", "--cfg loom");
         root.join("target/mutants-loom")
     } else {
-        command.env_remove("RUSTFLAGS").args(["--profile", "fast"]);
+        command.env_remove("RUSTFLAGS");
         root.join("target/mutants")
     };
     command
