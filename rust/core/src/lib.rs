@@ -26,6 +26,8 @@ pub mod sync;
 
 #[cfg(not(loom))]
 pub mod io;
+#[cfg(all(not(loom), any(test, feature = "testing")))]
+pub mod sim;
 #[cfg(not(loom))]
 pub mod threads;
 #[cfg(not(loom))]

@@ -32,6 +32,8 @@ pub use crate::sync::Wake;
 
 mod blocking;
 mod buffer;
+#[cfg(any(test, feature = "testing"))]
+pub mod contract;
 pub(crate) mod execute;
 mod file;
 mod request;

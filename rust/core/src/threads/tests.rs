@@ -1,49 +1,81 @@
-use std::{
-    os::unix::{fs::PermissionsExt, net::UnixListener},
-    path::PathBuf,
-};
+use std::os::unix::{fs::PermissionsExt, net::UnixListener};
 
 use super::*;
 use crate::{
     clock::SystemClock,
     error::ErrorKind,
-    io::{Access, BLOCK, Blocking, Buffer, Open},
+    io::{
+        Access, BLOCK, Blocking, Buffer, Open,
+        contract::{Place, World, a_write_meets_the_size_limit, in_own_process},
+    },
 };
 
-/// A directory of one test, removed with it.
-struct Place(PathBuf);
+fn disk() -> ThreadsDisk {
+    ThreadsDisk::new(Arc::new(SystemClock::new()))
+}
 
-impl Place {
-    fn new(name: &str) -> Self {
-        let name = format!("millrace-threads-{}-{name}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
+fn world_of(disk: ThreadsDisk, name: &str) -> World {
+    let place = Place::new(name);
+    World {
+        disk: Box::new(disk),
+        path: place.path().to_owned(),
+        real: true,
+        keep: Box::new(place),
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+mod fdatasync {
+    fn world(name: &str) -> super::World {
+        super::world_of(super::disk(), name)
     }
+    crate::contract_tests!(world);
+}
+
+mod dsync {
+    fn world(name: &str) -> super::World {
+        let disk = super::disk().with_durability(super::Durability::Dsync);
+        super::world_of(disk.with_capacity(32), name)
+    }
+    crate::contract_tests!(world);
+}
+
+#[test]
+fn a_write_beyond_the_size_limit_is_an_error() {
+    // However the kernel cuts it up, the write ends with an error, its buffer, and what fitted.
+    in_own_process("threads::tests::own_process_size_limit");
+}
+
+#[test]
+#[ignore = "changes the limits of the process; run by the test above"]
+fn own_process_size_limit() {
+    // See `a_write_beyond_the_size_limit_is_an_error`.
+    a_write_meets_the_size_limit(&world_of(disk(), "limit"));
+    a_write_meets_the_size_limit(&world_of(
+        disk().with_durability(Durability::Dsync),
+        "limit",
+    ));
 }
 
 fn backend() -> Box<dyn Backend> {
-    ThreadsDisk::new(Arc::new(SystemClock::new()))
-        .backend()
-        .unwrap()
+    disk().backend().unwrap()
 }
 
 #[test]
 fn modes_do_not_depend_on_the_umask() {
     // A directory is 0700 and a file 0600, whatever umask the process has.
+    in_own_process("threads::tests::own_process_umask");
+}
+
+#[test]
+#[ignore = "changes the umask of the process; run by the test above"]
+fn own_process_umask() {
+    // See `modes_do_not_depend_on_the_umask`.
     let place = Place::new("modes");
     let mut backend = backend();
     let mut io = Blocking::new(&mut *backend);
-    // SAFETY: sets a number of this process; other tests here create nothing that minds.
+    // SAFETY: sets a number of this process, which runs this test alone.
     let old = unsafe { libc::umask(0o277) };
-    let made = io.open_dir(&place.0.join("d"), true).and_then(|dir| {
+    let made = io.open_dir(&place.path().join("d"), true).and_then(|dir| {
         io.open(&dir, "f", Access::CREATE)?;
         Ok(dir)
     });
@@ -51,7 +83,7 @@ fn modes_do_not_depend_on_the_umask() {
     unsafe { libc::umask(old) };
     made.unwrap();
     let mode = |path: &str| {
-        let status = std::fs::metadata(place.0.join(path)).unwrap();
+        let status = std::fs::metadata(place.path().join(path)).unwrap();
         status.permissions().mode() & 0o7777
     };
     assert_eq!(mode("d"), 0o700);
@@ -63,7 +95,7 @@ fn what_is_not_a_regular_file_is_refused_without_waiting() {
     // A pipe, a socket, a device, a directory or a link behind a name of ours is named in the
     // error, and opening it returns at once.
     let place = Place::new("kinds");
-    let at = |name: &str| place.0.join(name);
+    let at = |name: &str| place.path().join(name);
     let pipe = std::ffi::CString::new(at("pipe").to_str().unwrap()).unwrap();
     // SAFETY: a terminated string that outlives the call.
     assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
@@ -73,7 +105,7 @@ fn what_is_not_a_regular_file_is_refused_without_waiting() {
     std::fs::create_dir(at("directory")).unwrap();
     let mut backend = backend();
     let mut io = Blocking::new(&mut *backend);
-    let dir = io.open_dir(&place.0, false).unwrap();
+    let dir = io.open_dir(place.path(), false).unwrap();
     for (name, kind) in [
         ("pipe", "a pipe"),
         ("socket", "a socket"),
@@ -103,14 +135,14 @@ fn what_is_not_a_regular_file_is_refused_without_waiting() {
 fn the_directory_itself_may_be_a_link() {
     // The path is resolved once, at open; later changes of the link do not matter.
     let place = Place::new("dirlink");
-    std::fs::create_dir(place.0.join("real")).unwrap();
-    std::os::unix::fs::symlink("real", place.0.join("link")).unwrap();
+    std::fs::create_dir(place.path().join("real")).unwrap();
+    std::os::unix::fs::symlink("real", place.path().join("link")).unwrap();
     let mut backend = backend();
     let mut io = Blocking::new(&mut *backend);
-    let dir = io.open_dir(&place.0.join("link"), true).unwrap();
-    std::fs::remove_file(place.0.join("link")).unwrap();
+    let dir = io.open_dir(&place.path().join("link"), true).unwrap();
+    std::fs::remove_file(place.path().join("link")).unwrap();
     io.open(&dir, "f", Access::CREATE).unwrap();
-    assert!(place.0.join("real/f").exists());
+    assert!(place.path().join("real/f").exists());
 }
 
 #[test]
@@ -142,7 +174,7 @@ fn a_backend_of_the_parent_is_refused_in_a_forked_child() {
     let place = Place::new("forked");
     let mut backend = backend();
     let mut io = Blocking::new(&mut *backend);
-    let dir = io.open_dir(&place.0, false).unwrap();
+    let dir = io.open_dir(place.path(), false).unwrap();
     let file = io.open(&dir, "LOCK", Access::CREATE).unwrap();
     io.lock(&file).unwrap();
     let request = Request {
@@ -169,9 +201,7 @@ fn a_backend_of_the_parent_is_refused_in_a_forked_child() {
     let mut out = Vec::new();
     backend.poll(&mut out, Wait::Forever).unwrap();
     assert!(out[0].result.is_ok());
-    let mut other = super::ThreadsDisk::new(Arc::new(SystemClock::new()))
-        .backend()
-        .unwrap();
+    let mut other = disk().backend().unwrap();
     let mut io = Blocking::new(&mut *other);
     let again = io.open(&dir, "LOCK", Access::WRITE).unwrap();
     assert_eq!(io.lock(&again).unwrap_err().kind(), ErrorKind::Locked);
