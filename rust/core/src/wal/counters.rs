@@ -77,6 +77,10 @@ impl Counters {
         cell.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn removed(&self, files: u64) {
+        self.0.cuts.fetch_add(files, Ordering::Relaxed);
+    }
+
     pub(crate) fn snapshot(&self) -> Counts {
         let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         let cells = &self.0;

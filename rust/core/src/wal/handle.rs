@@ -12,8 +12,8 @@ use std::{
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    ids::{Lsn, SegmentId},
-    io::{Blocking, Disk, File},
+    ids::Lsn,
+    io::{Backend, Blocking, Disk, File},
     sync::{Arc, Mutex, lock},
 };
 
@@ -24,9 +24,9 @@ use super::{
     log::Appender,
     marks::Level,
     open::{self, Manner, World},
-    reader::Reader,
-    segment,
+    reader::{Batch, Reader},
     settings::{CommitPath, LogSettings},
+    truncate,
 };
 
 /// How an open log reaches the disk.
@@ -114,7 +114,17 @@ impl Log {
 
     /// A reader from `start` up to but not including `stop`.
     pub fn reader(&self, start: Lsn, stop: Option<Lsn>) -> Result<LogReader> {
-        LogReader::new(&self.appender, &self.tools, &self.dir, start, stop)
+        let first = self.appender.first_lsn();
+        if start < first && start != Lsn::FIRST {
+            return Err(truncate::truncated(start, first));
+        }
+        let catalogue = Arc::clone(self.appender.0.segments.catalogue());
+        let reader = Reader::new(catalogue, self.dir.clone(), start.max(first), stop)?;
+        Ok(LogReader {
+            appender: self.appender.clone(),
+            backend: self.tools.backend()?,
+            reader,
+        })
     }
 
     /// Drops whole segments below `lsn`, never above a cursor that holds truncation back. Returns
@@ -123,20 +133,25 @@ impl Log {
         let _one_at_a_time = lock(&self.upkeep);
         let held = lock(&self.appender.0.cursors).held_from();
         let lsn = held.map_or(lsn, |held| held.min(lsn));
-        let first = self.appender.0.segments.truncate(lsn);
-        self.remove_doomed()?;
+        let first = self.appender.0.segments.drop_below(lsn);
+        self.remove_files()?;
         Ok(first)
     }
 
-    /// Removes files that nobody reads any more, oldest first, each durable before the next.
-    fn remove_doomed(&self) -> Result<()> {
+    /// Removes files of dropped segments whose last reader has let go since.
+    pub fn sweep(&self) -> Result<()> {
+        if !self.appender.0.segments.is_removal_due() {
+            return Ok(());
+        }
+        let _one_at_a_time = lock(&self.upkeep);
+        self.remove_files()
+    }
+
+    fn remove_files(&self) -> Result<()> {
         let mut backend = self.tools.backend()?;
         let mut io = Blocking::new(&mut *backend);
-        while let Some(id) = self.appender.0.segments.next_to_remove() {
-            remove_segment(&mut io, &self.dir, id)?;
-            self.appender.0.segments.removed(id);
-            self.appender.0.counters.cut(true);
-        }
+        let gone = self.appender.0.segments.remove_files(&mut io, &self.dir)?;
+        self.appender.0.counters.removed(gone);
         Ok(())
     }
 
@@ -175,18 +190,13 @@ impl Log {
         if let Some(thread) = thread.take() {
             // A panic of the thread has been caught and is reported below.
             let _joined = thread.join();
-            self.remove_doomed_at_close();
+            // What readers still hold stays in the directory; the next open counts it as there.
+            self.sweep()?;
         }
         match self.appender.failure() {
             Some(error) if error.kind() != ErrorKind::Closed => Err(error),
             _ => Ok(()),
         }
-    }
-
-    /// What readers still hold stays for the next truncation to find; nothing else is lost.
-    fn remove_doomed_at_close(&self) {
-        let removed = self.remove_doomed();
-        self.appender.0.counters.cut(removed.is_ok());
     }
 
     /// Asks for a close without waiting for it; for finalizers.
@@ -200,10 +210,29 @@ impl Log {
     }
 }
 
-fn remove_segment(io: &mut Blocking<'_>, dir: &File, id: SegmentId) -> Result<()> {
-    match io.unlink(dir, &segment::segment_name(id)) {
-        Err(error) if error.errno() != Some(libc::ENOENT) => return Err(error),
-        _ => {}
+/// A reader with a backend of its own. Its calls wait for the disk.
+pub struct LogReader {
+    appender: Appender,
+    backend: Box<dyn Backend>,
+    reader: Reader,
+}
+
+impl LogReader {
+    /// The next records, at most `records_max`, none above what is durable now. `None`: there are
+    /// none yet.
+    pub fn next_batch(&mut self, records_max: usize) -> Result<Option<Batch>> {
+        let durable = self.appender.marks().durable;
+        let mut io = Blocking::new(&mut *self.backend);
+        self.reader.next_batch(&mut io, durable, records_max)
     }
-    io.sync_dir(dir)
+
+    /// LSN of the next record it gives.
+    pub fn position(&self) -> Lsn {
+        self.reader.position()
+    }
+
+    /// Whether it has given everything below its stop.
+    pub fn is_finished(&self) -> bool {
+        self.reader.is_finished()
+    }
 }

@@ -20,8 +20,8 @@ use super::{
     group::Entry,
     marks::{Level, Marks},
     recovery::RecoveryReport,
-    segments::Segments,
     settings::LogSettings,
+    truncate::Segments,
 };
 
 /// One record's bytes.

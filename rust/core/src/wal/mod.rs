@@ -17,7 +17,7 @@
 //!
 //! [`segment`] and [`frame`] are the bytes; `recovery`, `scan`, `verdict` and `reader` read them;
 //! [`commit`] writes them, fed by `group` and helped by `prepare`; [`log`] is the handle for any
-//! thread; `marks` tells waiters; `segments` knows what is readable; [`open`] begins; `driver`
+//! thread; `marks` tells waiters; `truncate` drops old segments; `handle` is all of it on the machine's own disk; [`open`] begins; `driver`
 //! turns the committer on a thread of its own; `choose` measures the ways to the disk; `cursor`
 //! keeps named positions; `lock` keeps other owners out.
 //!
@@ -30,20 +30,23 @@ pub mod cursor;
 mod driver;
 pub mod frame;
 mod group;
+mod handle;
 pub mod lock;
 pub mod log;
 mod marks;
 pub mod open;
+pub mod reader;
 pub mod recovery;
 mod salvage;
 pub mod scan;
 pub mod segment;
-pub mod segments;
 pub mod settings;
 mod survey;
+mod truncate;
 pub mod verdict;
 
 pub use counters::Counts;
+pub use handle::{Log, LogReader, Way};
 pub use marks::Level;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use crate::{
     clock::Clock,
-    error::Result,
+    error::{Error, ErrorKind, Result},
     ids::StoreId,
     io::{Access, Blocking, Buffer, Disk, File, Open},
     ring,
@@ -31,10 +31,11 @@ use super::{
     group::Entry,
     lock::{self, Census},
     log::{Appender, Shared},
-    recovery::{self, Recovered},
+    reader::Catalogue,
+    recovery::{self, Recovered, SegmentSummary, WriteBar},
     segment::{self, SegmentHeader, SegmentLimits},
-    segments::{Segment, Segments},
     settings::LogSettings,
+    truncate::Segments,
 };
 
 /// Everything from outside that an open needs.
@@ -111,11 +112,12 @@ fn open_locked(
     select: impl FnOnce() -> Result<Manner>,
 ) -> Result<(Appender, Committer)> {
     let recovered = recovery::recover(io, dir, settings.recovery)?;
+    check_writable(&recovered)?;
     let cursors = Cursors::load(io, dir, true)?;
     let manner = select()?;
     let active = begin_segment(world, io, dir, &settings, manner, &recovered)?;
     tidy_up(io, dir, &recovered)?;
-    let segments = live_segments(&recovered, active.writer.header());
+    let segments = readable(&recovered, &active);
     let (producer, consumer) = ring::ring::<Entry>(ring::Limits {
         capacity: settings.ring_entries,
         capacity_bytes: settings.ring_bytes + RECORD_HEADER_BYTES,
@@ -222,11 +224,26 @@ fn tidy_up(io: &mut Blocking<'_>, dir: &File, recovered: &Recovered) -> Result<(
     Ok(())
 }
 
-fn live_segments(recovered: &Recovered, active: &SegmentHeader) -> Segments {
-    let old = recovered
-        .segments
-        .iter()
-        .map(|summary| Segment::new(summary.header.clone(), summary.end));
-    let new = Segment::new(active.clone(), None);
-    Segments::new(old.chain(std::iter::once(new)))
+/// What can be read: the old segments, and the new one, which has no frame yet.
+fn readable(recovered: &Recovered, active: &Active) -> Segments {
+    let catalogue = Catalogue::new(recovered);
+    let header = active.writer.header().clone();
+    catalogue.push(SegmentSummary::new(header, active.writer.end().chain, None));
+    Segments::new(catalogue)
+}
+
+fn check_writable(recovered: &Recovered) -> Result<()> {
+    match recovered.write_bar {
+        None => Ok(()),
+        Some(WriteBar::Salvage) => Err(Error::invalid(
+            "a salvaged log is read-only: open it with read_only, or repair it first",
+        )),
+        Some(WriteBar::Features(bits)) => Err(Error::new(
+            ErrorKind::Format,
+            format!(
+                "the log uses features ({bits:#x}) that this build may read but not write; open \
+                 it with read_only, or with a newer build"
+            ),
+        )),
+    }
 }

@@ -35,7 +35,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use crate::{
     clock::{Clock, Mono},
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind},
     ids::Lsn,
     io::{Backend, Buffer, Class, File, Finished, Op, Request, Token, Wait},
     ring::{Consumer, Rest},

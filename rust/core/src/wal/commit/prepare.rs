@@ -93,11 +93,6 @@ impl Preparer {
         matches!(self.state, State::Idle)
     }
 
-    /// A request of this preparer is in flight.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.busy
-    }
-
     /// Starts on `plan`. Only when idle or failed.
     pub(crate) fn start(&mut self, plan: Plan, backend: &mut dyn Backend, token: Token) {
         debug_assert!(!self.busy);

@@ -99,9 +99,10 @@ impl Committer {
         self.rotation = None;
         self.prepare_retried = false;
         let end = old.writer.end();
+        let fresh = &self.active;
         self.shared
             .segments
-            .rotated(&end, self.active.writer.header());
+            .rotated(end, fresh.writer.header().clone(), fresh.writer.end().chain);
         self.shared.counters.rotated();
         let op = Op::Truncate {
             file: old.file,
