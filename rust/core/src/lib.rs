@@ -19,6 +19,7 @@ pub mod clock;
 pub mod codec;
 pub mod error;
 pub mod ids;
+pub mod ring;
 pub mod sync;
 
 #[cfg(not(loom))]
