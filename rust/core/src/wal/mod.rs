@@ -23,6 +23,8 @@
 //!
 #![doc = include_str!("FORMAT.md")]
 
+#[cfg(any(test, feature = "testing"))]
+pub mod builder;
 pub mod choose;
 pub mod commit;
 mod counters;

@@ -135,6 +135,11 @@ impl SegmentSummary {
         self.expected.next
     }
 
+    /// Whether both are about the same frames, ended or not.
+    pub fn is_same_run(&self, other: &Self) -> bool {
+        self.id() == other.id() && self.offset == other.offset
+    }
+
     /// Its file.
     pub fn name(&self) -> String {
         segment_name(self.id())
@@ -142,7 +147,8 @@ impl SegmentSummary {
 
     /// Bytes of its frames; zero while it is being written.
     pub fn bytes(&self) -> u64 {
-        self.end.map_or(0, |end| end.offset.saturating_sub(self.offset))
+        self.end
+            .map_or(0, |end| end.offset.saturating_sub(self.offset))
     }
 }
 
@@ -211,7 +217,9 @@ fn attempt(io: &mut Blocking, dir: &File, mode: RecoveryMode) -> Result<Recovere
     };
     check_identity(&survey, last)?;
     let tail = read_tail(io, dir, last)?;
-    let judged = judge(Evidence::Tail(tail.scanner.evidence(tail.stop, &tail.beyond)));
+    let judged = judge(Evidence::Tail(
+        tail.scanner.evidence(tail.stop, &tail.beyond),
+    ));
     tail.report(judged, mode, &mut recovered)?;
     let members = lead_back(&survey, last)?;
     recovered.assemble(&survey, last, members, tail.scanner.end());
@@ -257,7 +265,10 @@ impl Recovered {
             // continues its predecessor.
             self.end = header.predecessor;
         }
-        self.first = self.segments.first().map_or(self.next, SegmentSummary::base);
+        self.first = self
+            .segments
+            .first()
+            .map_or(self.next, SegmentSummary::base);
         for found in &survey.found {
             let member = self.segments.iter().any(|summary| summary.id() == found.id);
             if !member && found.id <= last.id {
@@ -326,7 +337,10 @@ fn lead_back(survey: &Survey, last: &Found) -> Result<Vec<SegmentSummary>> {
             break;
         };
         let Ok((its_header, header_crc)) = &found.header else {
-            let evidence = Evidence::NoHeader { last: false, trace: true };
+            let evidence = Evidence::NoHeader {
+                last: false,
+                trace: true,
+            };
             return Err(refuse(evidence, Lsn::ZERO));
         };
         if !continues(its_header, *header_crc, &prior) {
@@ -335,7 +349,11 @@ fn lead_back(survey: &Survey, last: &Found) -> Result<Vec<SegmentSummary>> {
         if found.length < prior.offset {
             return Err(refuse(Evidence::ShortOfSuccessor, its_header.base));
         }
-        members.push(SegmentSummary::new(its_header.clone(), *header_crc, Some(prior)));
+        members.push(SegmentSummary::new(
+            its_header.clone(),
+            *header_crc,
+            Some(prior),
+        ));
         header = Some(its_header);
     }
     Ok(members)
@@ -374,20 +392,33 @@ pub(super) fn read_tail(io: &mut Blocking, dir: &File, found: &Found) -> Result<
         let stop = scanner.run(io)?;
         let beyond = scanner.beyond(io, stop)?;
         if !matches!(beyond.later, Later::Proof(_)) {
-            return Ok(Read { scanner, stop, beyond });
+            return Ok(Read {
+                scanner,
+                stop,
+                beyond,
+            });
         }
         let before = scanner.frames();
         io.drop_cache(&file)?;
         scanner.retry(io.length(&file)?);
         if scanner.run(io)? == stop && scanner.frames() == before {
-            return Ok(Read { scanner, stop, beyond });
+            return Ok(Read {
+                scanner,
+                stop,
+                beyond,
+            });
         }
     }
 }
 
 impl Read {
     /// Says what the verdict means: an error, or lines of the report.
-    fn report(&self, verdict: Verdict, mode: RecoveryMode, recovered: &mut Recovered) -> Result<()> {
+    fn report(
+        &self,
+        verdict: Verdict,
+        mode: RecoveryMode,
+        recovered: &mut Recovered,
+    ) -> Result<()> {
         let end = self.scanner.end();
         let report = &mut recovered.report;
         match verdict {
@@ -407,7 +438,13 @@ impl Read {
                 }
             }
             Verdict::Damage(_) => {
-                return Err(damage(verdict, end.segment, end.offset, end.next, self.missing()));
+                return Err(damage(
+                    verdict,
+                    end.segment,
+                    end.offset,
+                    end.next,
+                    self.missing(),
+                ));
             }
         }
         Ok(())

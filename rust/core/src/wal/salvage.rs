@@ -19,10 +19,16 @@ use super::{
 pub(super) fn recover(io: &mut Blocking, dir: &File, survey: &Survey) -> Result<Recovered> {
     let mut recovered = Recovered::empty(survey);
     recovered.write_bar = Some(WriteBar::Salvage);
-    recovered.store = survey.found.iter().rev().find_map(|found| found.valid().map(|h| h.store));
+    recovered.store = survey
+        .found
+        .iter()
+        .rev()
+        .find_map(|found| found.valid().map(|h| h.store));
     for (at, found) in survey.found.iter().enumerate() {
         match &found.header {
-            Ok((header, _)) if Some(header.store) != recovered.store || header.segment != found.id => {
+            Ok((header, _))
+                if Some(header.store) != recovered.store || header.segment != found.id =>
+            {
                 let base = header.base;
                 recovered.note(found.id, 0, base, None, judge(Evidence::Foreign));
             }
@@ -37,16 +43,32 @@ pub(super) fn recover(io: &mut Blocking, dir: &File, survey: &Survey) -> Result<
             }
         }
     }
-    recovered.first = recovered.segments.first().map_or(Lsn::FIRST, SegmentSummary::base);
+    recovered.first = recovered
+        .segments
+        .first()
+        .map_or(Lsn::FIRST, SegmentSummary::base);
     recovered.report.segments = recovered.segments.len() as u64;
     recovered.report.bytes = recovered.segments.iter().map(SegmentSummary::bytes).sum();
     Ok(recovered)
 }
 
 impl Recovered {
-    fn note(&mut self, segment: SegmentId, offset: u64, first: Lsn, last: Option<Lsn>, verdict: Verdict) {
+    fn note(
+        &mut self,
+        segment: SegmentId,
+        offset: u64,
+        first: Lsn,
+        last: Option<Lsn>,
+        verdict: Verdict,
+    ) {
         if let Verdict::Damage(what) = verdict {
-            self.report.damage.push(Damage { segment, offset, first, last, what });
+            self.report.damage.push(Damage {
+                segment,
+                offset,
+                first,
+                last,
+                what,
+            });
         }
     }
 }
@@ -62,12 +84,21 @@ fn pieces(
     let Ok((header, header_crc)) = &found.header else {
         return Ok(());
     };
-    let successor = survey.found.iter().filter_map(Found::valid).find_map(|later| {
-        later.predecessor.filter(|prior| prior.segment == found.id && later.store == header.store)
-    });
+    let successor = survey
+        .found
+        .iter()
+        .filter_map(Found::valid)
+        .find_map(|later| {
+            later
+                .predecessor
+                .filter(|prior| prior.segment == found.id && later.store == header.store)
+        });
     let superseded = successor.is_none()
         && survey.found.iter().filter_map(Found::valid).any(|later| {
-            later.segment > found.id && later.predecessor.is_none_or(|prior| prior.segment < found.id)
+            later.segment > found.id
+                && later
+                    .predecessor
+                    .is_none_or(|prior| prior.segment < found.id)
         });
     if superseded {
         return Ok(());
@@ -75,6 +106,11 @@ fn pieces(
     let length = successor.map_or(found.length, |end| end.offset.min(found.length));
     let file = io.open(dir, &segment_name(found.id), Access::READ)?;
     let mut scanner = Scanner::new(header.clone(), *header_crc, file, length);
+    if header.base < recovered.next && !recovered.segments.is_empty() {
+        let (base, last) = (header.base, recovered.next.previous());
+        recovered.note(found.id, 0, base, Some(last), judge(Evidence::Disagrees));
+        return Ok(());
+    }
     if header.base > recovered.next && !recovered.segments.is_empty() {
         let verdict = judge(Evidence::Missing);
         let last = header.base.previous();
@@ -102,14 +138,22 @@ fn pieces(
         let found_more = scanner.skip(io, end.next)?;
         let verdict = match successor {
             Some(_) => Verdict::Damage("frames that the successor continues are damaged"),
-            None => judge(Evidence::Tail(scanner.evidence_at(end.offset, stop, &beyond))),
+            None => judge(Evidence::Tail(
+                scanner.evidence_at(end.offset, stop, &beyond),
+            )),
         };
         let last = match (found_more, successor) {
             (true, _) => Some(scanner.expected().next.previous()),
             (false, Some(said)) => Some(said.next.previous()),
             (false, None) => None,
         };
-        recovered.note(end.segment, end.offset, end.next, last.filter(|last| *last >= end.next), verdict);
+        recovered.note(
+            end.segment,
+            end.offset,
+            end.next,
+            last.filter(|last| *last >= end.next),
+            verdict,
+        );
         if !found_more {
             return Ok(());
         }

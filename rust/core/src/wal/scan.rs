@@ -183,11 +183,16 @@ impl Scanner {
             return Ok(Step::Fault(fault));
         }
         let seed = self.seed.at(self.offset);
-        let bytes = match self.source.at(io, self.offset, frame.frame_bytes as usize)? {
+        let bytes = match self
+            .source
+            .at(io, self.offset, frame.frame_bytes as usize)?
+        {
             Ok(bytes) => bytes,
             Err(fault) => return Ok(Step::Fault(fault)),
         };
-        let checked = frame.check_body(bytes, seed).and_then(|()| count(&frame, bytes));
+        let checked = frame
+            .check_body(bytes, seed)
+            .and_then(|()| count(&frame, bytes));
         if let Err(fault) = checked {
             return Ok(Step::Fault(fault));
         }
@@ -221,7 +226,9 @@ impl Scanner {
         let room = self.header.limits.segment_bytes - self.offset;
         Ok(decoded.and_then(|frame| {
             if u64::from(frame.frame_bytes) > room {
-                Err(FrameFault::Contradiction("the frame reaches beyond its segment"))
+                Err(FrameFault::Contradiction(
+                    "the frame reaches beyond its segment",
+                ))
             } else {
                 Ok(frame)
             }
@@ -232,14 +239,20 @@ impl Scanner {
     pub fn beyond(&mut self, io: &mut Blocking, stop: Stop) -> Result<Beyond> {
         let block = u64::from(self.header.limits.block_bytes);
         let window = u64::from(self.header.limits.window);
-        let near = self.offset.saturating_add(window.saturating_mul(self.header.limits.frame_bytes_max()));
+        let near = self
+            .offset
+            .saturating_add(window.saturating_mul(self.header.limits.frame_bytes_max()));
         let mut beyond = Beyond::default();
         let mut at = self.offset;
         while at < self.source.length() {
             let seed = self.seed.at(at);
             match self.source.at(io, at, block as usize)? {
                 Err(_) => {
-                    let place = if at < near { Unreadable::Near } else { Unreadable::Far };
+                    let place = if at < near {
+                        Unreadable::Near
+                    } else {
+                        Unreadable::Far
+                    };
                     beyond.unreadable = beyond.unreadable.max(place);
                     beyond.residue_end = align_up(at + 1, block);
                 }
@@ -335,7 +348,9 @@ impl Scanner {
             }
             let Ok(frame) = self.look(io)? else { continue };
             let seed = self.seed.at(self.offset);
-            let body = self.source.at(io, self.offset, frame.frame_bytes as usize)?;
+            let body = self
+                .source
+                .at(io, self.offset, frame.frame_bytes as usize)?;
             let whole = body.and_then(|bytes| {
                 frame.check_body(bytes, seed)?;
                 count(&frame, bytes)
@@ -369,7 +384,9 @@ fn count(frame: &FrameHeader, bytes: &[u8]) -> Result<(), FrameFault> {
     if data == frame.records {
         Ok(())
     } else {
-        Err(FrameFault::Contradiction("the frame does not hold as many records as it claims"))
+        Err(FrameFault::Contradiction(
+            "the frame does not hold as many records as it claims",
+        ))
     }
 }
 

@@ -80,7 +80,10 @@ impl Survey {
 
     /// The file of a segment.
     pub fn get(&self, id: SegmentId) -> Option<&Found> {
-        let at = self.found.binary_search_by_key(&id, |found| found.id).ok()?;
+        let at = self
+            .found
+            .binary_search_by_key(&id, |found| found.id)
+            .ok()?;
         self.found.get(at)
     }
 }

@@ -101,7 +101,10 @@ pub fn judge(evidence: Evidence) -> Verdict {
         E::Foreign => V::Damage("the file belongs to another segment or another log"),
         E::Disagrees => V::Damage("the segment is not the one its successor continues"),
         E::ShortOfSuccessor => V::Damage("the file is shorter than its successor says"),
-        E::NoHeader { last: true, trace: false } => V::NeverUsed,
+        E::NoHeader {
+            last: true,
+            trace: false,
+        } => V::NeverUsed,
         E::NoHeader { .. } => V::Damage("the segment header is lost"),
         E::Tail(tail) => match (tail.stop, tail.later, tail.unreadable) {
             (_, Later::Proof(Proof::AfterClose), _) => V::Damage("a frame follows a close frame"),
