@@ -88,7 +88,8 @@ impl Count {
     /// Adds `amount`.
     #[inline]
     pub fn add(&self, amount: u64) {
-        self.0.fetch_add(amount, std::sync::atomic::Ordering::Relaxed);
+        self.0
+            .fetch_add(amount, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// What was counted so far.

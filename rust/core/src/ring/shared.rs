@@ -7,8 +7,8 @@
 use crossbeam::utils::CachePadded;
 
 use super::{
-    limits::{Limits, Refusal, Weigh},
     completion::Tally,
+    limits::{Limits, Refusal, Weigh},
     queue::{Left, Queue},
     sequence::distance,
     slot::{Look, Run, Shut, Slots, Tap},
@@ -150,12 +150,10 @@ impl<T: Weigh + Send> Shared<T> {
             };
             // Relaxed: the count guards a number, not memory; as a read-modify-write it passes on
             // what a sure look released.
-            match self.bytes.compare_exchange_weak(
-                used,
-                next,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .bytes
+                .compare_exchange_weak(used, next, Ordering::Relaxed, Ordering::Relaxed)
+            {
                 Ok(_) => return true,
                 Err(present) => used = present,
             }

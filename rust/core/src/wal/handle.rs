@@ -71,7 +71,10 @@ impl Log {
             })
         })?;
         let Some((at, way)) = chosen else {
-            return Err(Error::new(ErrorKind::Invalid, "no way to the disk was chosen"));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "no way to the disk was chosen",
+            ));
         };
         let thread = driver::spawn(
             opened.committer,
@@ -167,9 +170,11 @@ impl Log {
         cursor::check_name(name)?;
         let durable = self.appender.marks().durable;
         if mark.position > durable {
-            return Err(Error::invalid("a cursor cannot stand above what is durable")
-                .with("lsn", mark.position.0)
-                .with("durable_lsn", durable.0));
+            return Err(
+                Error::invalid("a cursor cannot stand above what is durable")
+                    .with("lsn", mark.position.0)
+                    .with("durable_lsn", durable.0),
+            );
         }
         let _one_at_a_time = lock(&self.upkeep);
         let mut cursors = lock(&self.appender.0.cursors);
@@ -206,7 +211,9 @@ impl Log {
 
     /// Whether the driver's thread has ended.
     pub fn is_stopped(&self) -> bool {
-        lock(&self.thread).as_ref().is_none_or(JoinHandle::is_finished)
+        lock(&self.thread)
+            .as_ref()
+            .is_none_or(JoinHandle::is_finished)
     }
 }
 

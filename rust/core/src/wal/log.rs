@@ -337,6 +337,11 @@ impl Appender {
         self.0.counters.snapshot()
     }
 
+    /// How many segments can be read.
+    pub fn segments_count(&self) -> usize {
+        self.0.segments.count()
+    }
+
     /// What recovery found.
     pub fn report(&self) -> &RecoveryReport {
         &self.0.report

@@ -1,9 +1,9 @@
 mod frame;
+mod lifecycle;
 mod reader;
 mod recovery;
-mod segment;
-mod lifecycle;
 pub(crate) mod rig;
+mod segment;
 mod verdict;
 
 use crate::{

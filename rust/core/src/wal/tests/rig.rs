@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use crate::{
-    clock::Clock,
     error::Result,
     ids::{Lsn, StoreId},
-    io::{Backend, Disk, Wait},
+    io::{Backend, Wait},
     sim::SimDisk,
     sync::Arc,
     wal::{
