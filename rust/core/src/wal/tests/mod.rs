@@ -1,6 +1,8 @@
 mod frame;
+mod lifecycle;
 mod reader;
 mod recovery;
+pub(crate) mod rig;
 mod segment;
 mod verdict;
 
