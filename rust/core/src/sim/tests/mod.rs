@@ -2,6 +2,8 @@
 
 mod crash;
 mod disk;
+mod oracle;
+mod toy;
 
 use std::path::Path;
 
