@@ -318,7 +318,7 @@ impl CrashPoint {
                     offset,
                     length,
                     ..
-                } if *target == ino => {
+                } if *target == ino && *length > 0 => {
                     lengths.at_least(flight.submitted, *offset + *length as u64);
                     for piece in pieces {
                         let latest = versions.iter().rev().find(|one| one.0 == piece.index);
