@@ -22,6 +22,7 @@ pub mod error;
 pub mod fork;
 pub mod ids;
 pub mod port;
+pub mod ring;
 pub mod sync;
 
 #[cfg(not(loom))]
