@@ -59,7 +59,9 @@ impl<T> UnsafeCell<T> {
 /// poisoned mutex carries no news; a panic in the engine is reported by its own poison state.
 #[inline]
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Ends another thread's wait. Cheap to call twice, safe to call from anywhere.
@@ -86,7 +88,8 @@ impl Count {
     /// Adds `amount`.
     #[inline]
     pub fn add(&self, amount: u64) {
-        self.0.fetch_add(amount, std::sync::atomic::Ordering::Relaxed);
+        self.0
+            .fetch_add(amount, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// What was counted so far.

@@ -7,8 +7,8 @@
 use crossbeam::utils::CachePadded;
 
 use super::{
-    limits::{Limits, Refusal, Weigh},
     completion::Tally,
+    limits::{Limits, Refusal, Weigh},
     queue::{Left, Queue},
     sequence::distance,
     slot::{Look, Run, Shut, Slots, Tap},
@@ -150,12 +150,10 @@ impl<T: Weigh + Send> Shared<T> {
             };
             // Relaxed: the count guards a number, not memory; as a read-modify-write it passes on
             // what a sure look released.
-            match self.bytes.compare_exchange_weak(
-                used,
-                next,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .bytes
+                .compare_exchange_weak(used, next, Ordering::Relaxed, Ordering::Relaxed)
+            {
                 Ok(_) => return true,
                 Err(present) => used = present,
             }
@@ -199,11 +197,11 @@ impl<T: Weigh + Send> Shared<T> {
             let mut queue = lock(&self.queue);
             queue.admit(self)
         };
-        self.tell(told);
+        self.tell(&told);
     }
 
     /// Wakes appends that left the queue, and the consumer if entries came in with them.
-    pub(super) fn tell(&self, left: Vec<Left>) {
+    pub(super) fn tell(&self, left: &[Left]) {
         if !left.is_empty() {
             self.rouse();
         }

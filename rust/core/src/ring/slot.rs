@@ -220,7 +220,10 @@ impl<T> Run<'_, T> {
     /// Moves one entry into the next slot and makes it visible.
     #[inline]
     pub(super) fn put(&mut self, value: T) {
-        debug_assert!(self.left > 0, "a run is filled with as many entries as it claimed");
+        debug_assert!(
+            self.left > 0,
+            "a run is filled with as many entries as it claimed"
+        );
         if self.left == 0 {
             return;
         }
