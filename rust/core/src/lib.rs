@@ -29,6 +29,8 @@ pub mod io;
 #[cfg(not(loom))]
 pub mod threads;
 #[cfg(not(loom))]
+pub mod uring;
+#[cfg(not(loom))]
 pub mod wal;
 
 pub use error::{Error, ErrorKind, Result};
