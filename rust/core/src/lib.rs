@@ -22,10 +22,13 @@ pub mod error;
 pub mod fork;
 pub mod ids;
 pub mod port;
+pub mod ring;
 pub mod sync;
 
 #[cfg(not(loom))]
 pub mod io;
+#[cfg(all(not(loom), any(test, feature = "testing")))]
+pub mod sim;
 #[cfg(not(loom))]
 pub mod threads;
 #[cfg(not(loom))]

@@ -45,6 +45,12 @@ impl File {
         }
     }
 
+    /// How many clones of this handle there are: how a simulated backend learns of a close.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// The number, if a simulated backend made this file.
     pub fn number(&self) -> Option<u64> {
         match &*self.0 {

@@ -36,6 +36,8 @@ mod buffer;
 pub mod contract;
 pub(crate) mod execute;
 mod file;
+#[cfg(any(test, feature = "testing"))]
+mod memory;
 mod request;
 pub(crate) mod signal;
 pub(crate) mod sys;
@@ -45,6 +47,8 @@ pub use blocking::Blocking;
 pub use buffer::{BLOCK, Buffer};
 pub use execute::{Alignment, Durability, direct_alignment};
 pub use file::{Access, File, Open};
+#[cfg(any(test, feature = "testing"))]
+pub use memory::MemoryDisk;
 pub use request::{Answer, Class, Finished, Op, Request, Token};
 
 /// How long [`Backend::poll`] may wait when nothing has finished yet.

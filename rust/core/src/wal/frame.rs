@@ -231,11 +231,15 @@ impl FrameHeader {
 
     /// The records of a frame whose body was checked.
     pub fn records<'a>(&self, frame: &'a [u8]) -> Records<'a> {
+        self.records_from(frame, FRAME_HEADER_BYTES)
+    }
+
+    /// The same, from a place that [`Records::position`] gave.
+    pub fn records_from<'a>(&self, frame: &'a [u8], at: usize) -> Records<'a> {
         let end = FRAME_HEADER_BYTES + self.payload_bytes as usize;
-        Records {
-            bytes: &frame[..end.min(frame.len())],
-            at: FRAME_HEADER_BYTES.min(frame.len()),
-        }
+        let bytes = &frame[..end.min(frame.len())];
+        let at = at.min(bytes.len());
+        Records { bytes, at }
     }
 
     fn check(&self, limits: &SegmentLimits) -> Result<(), &'static str> {
@@ -325,6 +329,13 @@ pub struct Record {
 pub struct Records<'a> {
     bytes: &'a [u8],
     at: usize,
+}
+
+impl Records<'_> {
+    /// Where the next record begins, counted from the start of the frame.
+    pub fn position(&self) -> usize {
+        self.at
+    }
 }
 
 impl Iterator for Records<'_> {
