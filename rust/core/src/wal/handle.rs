@@ -34,6 +34,10 @@ use super::{
 pub struct Way {
     /// The chosen path.
     pub path: CommitPath,
+    /// `uring`, `uring-plain` or `threads`.
+    pub backend: &'static str,
+    /// Groups that may be in flight at once.
+    pub window: u32,
     /// What every candidate cost, or why it was refused.
     pub measured: Vec<Measured>,
 }
@@ -63,10 +67,21 @@ impl Log {
         let block = settings.block_bytes;
         let opened = open::open(world, location, settings, || {
             let (at, measured) = choose::choose(&*world.disk, location, candidates, block)?;
-            let path = candidates[at].path;
-            chosen = Some((at, Way { path, measured }));
+            let Candidate {
+                path,
+                backend,
+                window,
+                ..
+            } = candidates[at];
+            let way = Way {
+                path,
+                backend,
+                window,
+                measured,
+            };
+            chosen = Some((at, way));
             Ok(Manner {
-                window: path.window(),
+                window,
                 direct: path == CommitPath::Direct,
             })
         })?;
