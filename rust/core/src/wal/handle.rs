@@ -129,6 +129,7 @@ impl Log {
     }
 
     fn check_writable(&self) -> Result<()> {
+        self.appender.check_process()?;
         match (self.way.is_some(), self.appender.failure()) {
             (true, None) => Ok(()),
             (true, Some(error)) => Err(error),
@@ -160,6 +161,7 @@ impl Log {
 
     /// A reader from `start` up to but not including `stop`.
     pub fn reader(&self, start: Lsn, stop: Option<Lsn>) -> Result<LogReader> {
+        self.appender.check_process()?;
         let first = self.appender.first_lsn();
         if start < first && start != Lsn::FIRST {
             return Err(truncate::truncated(start, first));
@@ -235,6 +237,7 @@ impl Log {
     /// Writes what was claimed, marks the clean close, releases the lock. Idempotent; a second
     /// caller waits for the first. Returns the poison if the log had failed.
     pub fn close(&self) -> Result<()> {
+        self.appender.check_process()?;
         self.appender.request_close();
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
