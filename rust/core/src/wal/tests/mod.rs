@@ -1,3 +1,4 @@
+mod faults;
 mod frame;
 mod lifecycle;
 mod reader;
