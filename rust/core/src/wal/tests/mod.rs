@@ -3,6 +3,7 @@ mod frame;
 mod lifecycle;
 mod reader;
 mod recovery;
+mod repair;
 pub(crate) mod rig;
 mod segment;
 mod verdict;
