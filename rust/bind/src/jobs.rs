@@ -22,10 +22,10 @@ use std::{
     time::Duration,
 };
 
-use millrace_core::{Error, Result, port::Port, sync::lock};
+use millrace_core::{Error, Result, fork::Origin, port::Port, sync::lock};
 use pyo3::prelude::*;
 
-use crate::{error, fork::Origin};
+use crate::error;
 
 /// What a job leaves: plain data and how to show it to Python. Called on the loop's thread.
 pub type Answer = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send>;

@@ -1,27 +1,42 @@
 //! The Python face of the engine: extract, call, convert.
+//!
+//! ```text
+//! log, open, reader, ticket      what Python calls
+//! operation                      what an asynchronous call returns
+//! loops, lines, jobs, queue      who waits for what, and where
+//! shared                         what the handles of one log have in common
+//! record, report, buffer, error  values across the line
+//! door                           the only way in and out of the interpreter
+//! ```
 
 mod buffer;
 mod door;
-mod engine;
 mod error;
-mod fake;
-mod fork;
 mod jobs;
 mod lines;
 mod log;
 mod loops;
+mod open;
 mod operation;
+mod queue;
+mod reader;
+mod record;
+mod report;
 mod shared;
-
-use pyo3::prelude::*;
+mod ticket;
 
 /// The compiled half of Millrace; import `millrace` instead.
-#[pymodule(gil_used = false)]
+#[pyo3::pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::log::Log;
-    #[pymodule_export]
-    use super::operation::Operation;
+    use super::{
+        log::Log,
+        open::{check_settings, open_log},
+        operation::Operation,
+        reader::Reader,
+        record::Record,
+        ticket::Ticket,
+    };
 
     use pyo3::prelude::*;
 

@@ -17,13 +17,18 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use millrace_core::{Error, port::Watch, sync::Wake};
+use millrace_core::{
+    Error,
+    port::Watch,
+    sync::Wake,
+    wal::{
+        Level,
+        log::{Pending, PendingAppend, Watermarks},
+    },
+};
 use pyo3::prelude::*;
 
-use crate::{
-    engine::{Level, Pending, PendingAppend, Watermarks},
-    shared::Shared,
-};
+use crate::shared::Shared;
 
 /// What a waiter is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +148,7 @@ pub struct Lines {
 impl Lines {
     pub fn new(log: &Arc<Shared>, wake: Arc<dyn Wake>) -> Self {
         Self {
-            watch: log.log.watch(wake),
+            watch: log.appender.watch(wake),
             log: Arc::downgrade(log),
             held: None,
             is_armed: false,
@@ -197,8 +202,8 @@ impl Lines {
         self.admit(&log, leaving);
         // The failure is read before the marks: what became durable before the log failed is
         // answered with success.
-        let failure = log.log.failure();
-        let marks = log.log.marks();
+        let failure = log.appender.failure();
+        let marks = log.appender.marks();
         while leaving.len() < budget {
             let next = self
                 .durable
@@ -237,8 +242,8 @@ impl Lines {
         let committed = self.committed.first().unwrap_or(u64::MAX);
         self.is_armed = true;
         self.watch.arm_unless(|| {
-            let marks = log.log.marks();
-            marks.durable.0 >= durable || marks.committed.0 >= committed || log.log.failure().is_some()
+            let marks = log.appender.marks();
+            marks.durable.0 >= durable || marks.committed.0 >= committed || log.appender.failure().is_some()
         })
     }
 
@@ -261,7 +266,7 @@ impl Lines {
                     let lsn = last(lsn.0, value);
                     let waiter = Waiter { lsn, value, future };
                     match level {
-                        Level::Appended => leaving.push(reached(waiter, &log.log.marks())),
+                        Level::Appended => leaving.push(reached(waiter, &log.appender.marks())),
                         Level::Committed => self.committed.push(waiter),
                         Level::Durable => self.durable.push(waiter),
                     }

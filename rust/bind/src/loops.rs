@@ -30,6 +30,7 @@ use std::{
 use millrace_core::{
     port::Port,
     sync::{Wake, lock},
+    wal::Level,
 };
 use pyo3::{
     PyTraverseError, PyVisit,
@@ -42,7 +43,6 @@ use pyo3::{
 };
 
 use crate::{
-    engine::Level,
     error,
     jobs::Pigeonhole,
     lines::{Leaving, Lines, Outcome, Queued, Value, Waiter},

@@ -13,10 +13,20 @@
 
 use std::{
     cell::Cell,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use millrace_core::{ids::Lsn, sync::lock};
+use millrace_core::{
+    ids::Lsn,
+    sync::lock,
+    wal::{
+        Level,
+        log::{Pending, PendingAppend},
+    },
+};
 use pyo3::{
     exceptions::{PyRuntimeError, PyRuntimeWarning, PyStopIteration},
     intern,
@@ -25,7 +35,6 @@ use pyo3::{
 
 use crate::{
     door,
-    engine::{Level, Pending, PendingAppend},
     error,
     jobs::Pigeonhole,
     lines::{Queued, Value, Waiter, last},
@@ -56,6 +65,8 @@ pub enum Source {
 #[pyclass(frozen, module = "millrace._core")]
 pub struct Operation {
     name: &'static str,
+    /// Whether dropping it without an await deserves a warning.
+    is_owed: bool,
     state: Mutex<State>,
 }
 
@@ -86,8 +97,17 @@ enum Step<'py> {
 
 impl Operation {
     pub fn new(name: &'static str, source: Source) -> Self {
+        Self::make(name, source, true)
+    }
+
+    /// One that changes nothing, so that nobody minds when it is dropped without an await.
+    pub fn quiet(name: &'static str, source: Source) -> Self {
+        Self::make(name, source, false)
+    }
+
+    fn make(name: &'static str, source: Source, is_owed: bool) -> Self {
         let state = Mutex::new(State::Fresh(source));
-        Self { name, state }
+        Self { name, is_owed, state }
     }
 
     fn take(&self) -> State {
@@ -151,6 +171,21 @@ impl Operation {
     }
 }
 
+/// What `await` iterates over: the loop's own future, or an iterator that is done.
+pub fn iterate(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
+    match start(py, source)? {
+        Step::Ready(value) => {
+            let done = Done {
+                value: value.unbind(),
+                must_yield: !is_fair(),
+                yielded: AtomicBool::new(false),
+            };
+            Ok(Bound::new(py, done)?.into_any())
+        }
+        Step::Wait(future, _) => Ok(future.try_iter()?.into_any()),
+    }
+}
+
 fn start(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
     match source {
         Source::Mark { log, level, lsn, value } => start_mark(py, log, level, lsn, value),
@@ -175,7 +210,7 @@ fn start_mark(
     lsn: u64,
     value: Value,
 ) -> PyResult<Step<'_>> {
-    let marks = log.log.marks();
+    let marks = log.appender.marks();
     let mark = match level {
         Level::Appended => Lsn(lsn),
         Level::Committed => marks.committed,
@@ -237,13 +272,7 @@ impl Operation {
                 return Err(this.spent());
             }
         };
-        match start(py, source)? {
-            Step::Ready(value) => {
-                let done = Done { must_yield: !is_fair(), value: value.unbind(), yielded: false.into() };
-                Ok(Bound::new(py, done)?.into_any())
-            }
-            Step::Wait(future, _) => Ok(future.try_iter()?.into_any()),
-        }
+        iterate(py, source)
     }
 
     fn send(&self, py: Python<'_>, _value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
@@ -287,7 +316,7 @@ impl Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        if !matches!(&*lock(&self.state), State::Fresh(_)) {
+        if !self.is_owed || !matches!(&*lock(&self.state), State::Fresh(_)) {
             return;
         }
         let name = self.name;
@@ -317,7 +346,7 @@ fn warn_unawaited(py: Python<'_>, name: &str) {
 struct Done {
     value: Py<PyAny>,
     must_yield: bool,
-    yielded: std::sync::atomic::AtomicBool,
+    yielded: AtomicBool,
 }
 
 #[pymethods]
@@ -327,7 +356,7 @@ impl Done {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let yielded = self.yielded.swap(true, std::sync::atomic::Ordering::Relaxed);
+        let yielded = self.yielded.swap(true, Ordering::Relaxed);
         if self.must_yield && !yielded {
             return Ok(py.None());
         }

@@ -1,38 +1,69 @@
 //! What every handle of one open log shares.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    mem::ManuallyDrop,
+    ops::Deref,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use millrace_core::{
+    Result,
+    fork::Origin,
     port::Port,
     sync::{Wake, lock},
+    wal::{Log, log::Appender},
 };
-
-use crate::{engine::Log, fork::Origin};
 
 /// An open log, where it was opened, and who waits for room on its ring.
 pub struct Shared {
-    pub log: Log,
-    pub origin: Origin,
+    pub appender: ManuallyDrop<Appender>,
     pub herald: Arc<Herald>,
+    pub origin: Origin,
+    log: ManuallyDrop<Log>,
     calls: AtomicU64,
 }
 
 impl Shared {
-    pub fn new(log: Log, origin: Origin) -> Arc<Self> {
-        Arc::new(Self {
-            log,
-            origin,
+    pub fn new(log: Log) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            appender: ManuallyDrop::new(log.appender().clone()),
             herald: Arc::default(),
+            origin: Origin::here()?,
+            log: ManuallyDrop::new(log),
             calls: AtomicU64::new(0),
-        })
+        }))
     }
 
     /// A number for an append that stands in line; later calls get higher ones.
     pub fn next_call(&self) -> u64 {
         self.calls.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Deref for Shared {
+    type Target = Log;
+
+    fn deref(&self) -> &Log {
+        &self.log
+    }
+}
+
+impl Drop for Shared {
+    /// The last handle is gone: the log is asked to close, and nobody waits for it. In a forked
+    /// child nothing is touched: threads, locks and rings belong to the parent.
+    fn drop(&mut self) {
+        if self.origin.is_forked_child() {
+            return;
+        }
+        self.log.request_close();
+        // SAFETY: dropped once, here, and not used after; `drop` has the only reference left.
+        unsafe {
+            ManuallyDrop::drop(&mut self.appender);
+            ManuallyDrop::drop(&mut self.log);
+        }
     }
 }
 
