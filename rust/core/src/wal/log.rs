@@ -337,6 +337,11 @@ impl Appender {
         self.0.counters.snapshot()
     }
 
+    /// Asks for an orderly close: no new claims; what was claimed is still written.
+    pub fn request_close(&self) {
+        self.0.request_close();
+    }
+
     /// How many segments can be read.
     pub fn segments_count(&self) -> usize {
         self.0.segments.count()

@@ -95,7 +95,7 @@ impl Rig {
     }
 
     pub(crate) fn close(mut self) -> Result<()> {
-        self.opened.appender.0.request_close();
+        self.opened.appender.request_close();
         assert!(self.settle());
         self.backend.let_go();
         crate::io::Blocking::new(&mut *self.backend).unlock(&self.opened.lock)
