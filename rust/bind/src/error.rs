@@ -3,10 +3,7 @@
 //! The classes are defined in Python, because the stable ABI below 3.12 cannot derive exceptions
 //! from built-in ones. The match has no wildcard: a new kind does not compile until it has a home.
 
-use millrace_core::{
-    Error, ErrorKind,
-    error::Fact,
-};
+use millrace_core::{Error, ErrorKind, error::Fact};
 use pyo3::{
     exceptions::{PyRuntimeError, PyValueError},
     prelude::*,
@@ -31,7 +28,9 @@ pub fn raise(py: Python<'_>, error: &Error) -> PyErr {
 
 /// The exception for a panic that was caught at the line.
 pub fn panicked(what: &str) -> PyErr {
-    PyRuntimeError::new_err(format!("bug in millrace: {what} panicked; please report it"))
+    PyRuntimeError::new_err(format!(
+        "bug in millrace: {what} panicked; please report it"
+    ))
 }
 
 enum Home {
@@ -70,14 +69,15 @@ fn build(py: Python<'_>, name: &str, error: &Error) -> PyResult<PyErr> {
             Fact::Text(value) => facts.set_item(key, value)?,
         }
     }
+    if let Some(errno) = error.errno() {
+        facts.set_item("errno", errno)?;
+    }
     let class = class(py, name)?;
     let exception = class.call((error.message(),), Some(&facts))?;
     Ok(PyErr::from_value(exception))
 }
 
 fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
-    let module = MODULE.get_or_try_init(py, || {
-        py.import("millrace.errors").map(Bound::unbind)
-    })?;
+    let module = MODULE.get_or_try_init(py, || py.import("millrace.errors").map(Bound::unbind))?;
     Ok(module.bind(py).getattr(name)?.cast_into::<PyType>()?)
 }

@@ -173,7 +173,9 @@ impl Pool {
             return Ok(());
         }
         let name = format!("millrace-work-{}", queue.workers);
-        let spawned = thread::Builder::new().name(name).spawn(move || self.serve());
+        let spawned = thread::Builder::new()
+            .name(name)
+            .spawn(move || self.serve());
         match spawned {
             Ok(_) => queue.workers += 1,
             Err(refused) if queue.workers == 0 => {

@@ -58,7 +58,11 @@ pub struct Queued {
 
 /// How a waiter leaves.
 pub enum Outcome {
-    Reached { lsn: u64, value: Value, durable: u64 },
+    Reached {
+        lsn: u64,
+        value: Value,
+        durable: u64,
+    },
     Failed(Error),
 }
 
@@ -233,7 +237,10 @@ impl Lines {
     /// Every future, for the garbage collector.
     pub fn futures(&self) -> impl Iterator<Item = &Py<PyAny>> {
         let queued = self.queued.values().map(|queued| &queued.future);
-        self.committed.futures().chain(self.durable.futures()).chain(queued)
+        self.committed
+            .futures()
+            .chain(self.durable.futures())
+            .chain(queued)
     }
 
     fn arm(&mut self) -> bool {
@@ -243,12 +250,16 @@ impl Lines {
         self.is_armed = true;
         self.watch.arm_unless(|| {
             let marks = log.appender.marks();
-            marks.durable.0 >= durable || marks.committed.0 >= committed || log.appender.failure().is_some()
+            marks.durable.0 >= durable
+                || marks.committed.0 >= committed
+                || log.appender.failure().is_some()
         })
     }
 
     fn pop_any(&mut self) -> Option<Waiter> {
-        self.durable.pop(u64::MAX).or_else(|| self.committed.pop(u64::MAX))
+        self.durable
+            .pop(u64::MAX)
+            .or_else(|| self.committed.pop(u64::MAX))
     }
 
     /// Moves what was admitted to the ring from the line of calls to the line of LSNs.
@@ -258,7 +269,12 @@ impl Lines {
             if matches!(state, Pending::Waiting) {
                 return;
             }
-            let Queued { level, value, future, .. } = first.remove();
+            let Queued {
+                level,
+                value,
+                future,
+                ..
+            } = first.remove();
             match state {
                 Pending::Waiting => {}
                 Pending::Failed(error) => leaving.push((future, Outcome::Failed(error))),
@@ -287,5 +303,12 @@ pub fn last(first: u64, value: Value) -> u64 {
 fn reached(waiter: Waiter, marks: &Watermarks) -> (Py<PyAny>, Outcome) {
     let Waiter { lsn, value, future } = waiter;
     let durable = marks.durable.0;
-    (future, Outcome::Reached { lsn, value, durable })
+    (
+        future,
+        Outcome::Reached {
+            lsn,
+            value,
+            durable,
+        },
+    )
 }

@@ -107,7 +107,15 @@ impl Log {
     fn reached(&self, py: Python<'_>, lsn: u64) -> PyResult<Operation> {
         let log = Arc::clone(self.here(py)?);
         let (level, value) = (Level::Durable, Value::Durable);
-        Ok(Operation::quiet("reached", Source::Mark { log, level, lsn, value }))
+        Ok(Operation::quiet(
+            "reached",
+            Source::Mark {
+                log,
+                level,
+                lsn,
+                value,
+            },
+        ))
     }
 
     #[pyo3(signature = (start, stop, records_max))]
@@ -127,7 +135,7 @@ impl Log {
     fn truncate_before(&self, py: Python<'_>, lsn: u64) -> PyResult<Operation> {
         self.job(py, "truncate_before", move |log| {
             let first = log.truncate_before(Lsn(lsn));
-            jobs::answer(first, |py, first| number(py, first))
+            jobs::answer(first, number)
         })
     }
 
@@ -147,13 +155,18 @@ impl Log {
     ) -> PyResult<Operation> {
         let position = Lsn(lsn);
         self.job(py, "commit", move |log| {
-            let mark = Mark { position, holds_truncation };
+            let mark = Mark {
+                position,
+                holds_truncation,
+            };
             jobs::answer(log.commit_cursor(&name, mark), |py, ()| Ok(py.None()))
         })
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<Operation> {
-        self.job(py, "close", |log| jobs::answer(log.close(), |py, ()| Ok(py.None())))
+        self.job(py, "close", |log| {
+            jobs::answer(log.close(), |py, ()| Ok(py.None()))
+        })
     }
 
     /// Closes from a plain thread. False: not finished in time; it goes on by itself.
@@ -168,7 +181,8 @@ impl Log {
         if !door::detached(py, || hole.wait(timeout)) {
             return Ok(false);
         }
-        hole.take().map_or(Ok(true), |answer| answer(py).map(|_| true))
+        hole.take()
+            .map_or(Ok(true), |answer| answer(py).map(|_| true))
     }
 
     #[getter]
@@ -191,7 +205,7 @@ impl Log {
         self.shared.appender.marks().durable.0
     }
 
-    /// `open`, `closed` or `failed`.
+    /// `open`, `read_only`, `closed` or `failed`.
     #[getter]
     fn state(&self) -> &'static str {
         report::state(&self.shared)
@@ -245,11 +259,21 @@ fn claimed_by(
     let source = match claimed {
         Ok(Claimed::Now(first)) => {
             let lsn = last(first.0, value);
-            Source::Mark { log, level, lsn, value }
+            Source::Mark {
+                log,
+                level,
+                lsn,
+                value,
+            }
         }
         Ok(Claimed::Later(pending)) => {
             let pending = Arc::new(pending);
-            Source::InLine { log, level, pending, value }
+            Source::InLine {
+                log,
+                level,
+                pending,
+                value,
+            }
         }
         Err(failed) => return Err(error::raise(py, &failed)),
     };
@@ -265,7 +289,9 @@ fn batch(count: usize) -> PyResult<Option<Value>> {
     match u32::try_from(count) {
         Ok(0) => Ok(None),
         Ok(count) => Ok(Some(Value::Range(count))),
-        Err(_) => Err(PyValueError::new_err("a batch of more than 4294967295 records")),
+        Err(_) => Err(PyValueError::new_err(
+            "a batch of more than 4294967295 records",
+        )),
     }
 }
 

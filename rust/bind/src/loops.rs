@@ -35,8 +35,7 @@ use millrace_core::{
 use pyo3::{
     PyTraverseError, PyVisit,
     exceptions::PyRuntimeError,
-    ffi,
-    intern,
+    ffi, intern,
     prelude::*,
     sync::PyOnceLock,
     types::{PyDict, PyList, PyModule, PyTuple},
@@ -78,7 +77,10 @@ struct Current {
 /// How this loop makes a future.
 enum Maker {
     /// The loop takes asyncio's own `create_future`: make it directly.
-    Direct { class: Py<PyAny>, keywords: Py<PyDict> },
+    Direct {
+        class: Py<PyAny>,
+        keywords: Py<PyDict>,
+    },
     /// The loop has its own.
     Method(Py<PyAny>),
 }
@@ -129,7 +131,12 @@ fn cached(py: Python<'_>) -> Option<Arc<Current>> {
 #[inline]
 fn running(py: Python<'_>) -> *mut ffi::PyObject {
     static KEY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let key = KEY.get_or_init(py, || intern!(py, "__asyncio_running_event_loop__").clone().into_any().unbind());
+    let key = KEY.get_or_init(py, || {
+        intern!(py, "__asyncio_running_event_loop__")
+            .clone()
+            .into_any()
+            .unbind()
+    });
     // SAFETY: we are attached, as `py` proves. The dictionary is borrowed from the thread state;
     // it is null only when none could be made.
     unsafe {
@@ -162,7 +169,9 @@ fn look_up(py: Python<'_>) -> PyResult<Arc<Current>> {
     // SAFETY: null or a borrowed reference to a live object, which is made our own.
     let witness = unsafe { Bound::from_borrowed_ptr_or_opt(py, witness) };
     let current = Arc::new(Current {
-        witness: witness.filter(|witness| !witness.is_none()).map(Bound::unbind),
+        witness: witness
+            .filter(|witness| !witness.is_none())
+            .map(Bound::unbind),
         maker: Maker::of(py, &event_loop)?,
         event_loop: event_loop.unbind(),
         port,
@@ -201,7 +210,10 @@ fn port_of(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<LoopPo
 impl Maker {
     fn of(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Self> {
         let name = intern!(py, "create_future");
-        let base = py.import("asyncio")?.getattr("BaseEventLoop")?.getattr(name)?;
+        let base = py
+            .import("asyncio")?
+            .getattr("BaseEventLoop")?
+            .getattr(name)?;
         let method = event_loop.getattr(name)?;
         let function = method.getattr(intern!(py, "__func__")).ok();
         if !function.is_some_and(|function| function.is(&base)) {
@@ -217,9 +229,9 @@ impl Maker {
     #[inline]
     fn make<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         match self {
-            Self::Direct { class, keywords } => {
-                class.bind(py).call(PyTuple::empty(py), Some(keywords.bind(py)))
-            }
+            Self::Direct { class, keywords } => class
+                .bind(py)
+                .call(PyTuple::empty(py), Some(keywords.bind(py))),
             Self::Method(method) => method.bind(py).call0(),
         }
     }
@@ -339,7 +351,11 @@ fn deliver(py: Python<'_>, leaving: Leaving) -> PyResult<()> {
     let (failed, errors) = (PyList::empty(py), PyList::empty(py));
     for (future, outcome) in leaving {
         match outcome {
-            Outcome::Reached { lsn, value, durable } => {
+            Outcome::Reached {
+                lsn,
+                value,
+                durable,
+            } => {
                 futures.append(future)?;
                 values.append(show(py, lsn, value, durable)?)?;
             }
@@ -395,7 +411,8 @@ fn helper(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
         let code = concat!(include_str!("resolve.py"), "\0");
         let code = std::ffi::CStr::from_bytes_with_nul(code.as_bytes())
             .map_err(|_| PyRuntimeError::new_err("resolve.py holds a NUL"))?;
-        PyModule::from_code(py, code, c"millrace/resolve.py", c"millrace._resolve").map(Bound::unbind)
+        PyModule::from_code(py, code, c"millrace/resolve.py", c"millrace._resolve")
+            .map(Bound::unbind)
     })?;
     Ok(helper.bind(py))
 }
@@ -417,7 +434,9 @@ impl Drain {
         };
         let waiting = state.lines.iter().flat_map(Lines::futures);
         let jobs = state.jobs.values().map(|(_, future)| future);
-        waiting.chain(jobs).try_for_each(|future| visit.call(future))
+        waiting
+            .chain(jobs)
+            .try_for_each(|future| visit.call(future))
     }
 
     fn __clear__(&self) {

@@ -44,13 +44,19 @@ pub fn open_log(
     read_only: bool,
 ) -> PyResult<Operation> {
     let numbers = settings.extract::<Numbers>()?;
-    let checked = numbers.check().map_err(|failed| error::raise(py, &failed))?;
+    let checked = numbers
+        .check()
+        .map_err(|failed| error::raise(py, &failed))?;
     let started = jobs::start(move || open(&path, checked, read_only));
     let hole = started.map_err(|failed| error::raise(py, &failed))?;
     Ok(Operation::new("open", Source::Job(hole)))
 }
 
-fn open(path: &std::path::Path, (settings, way): (LogSettings, WaySetting), read_only: bool) -> Answer {
+fn open(
+    path: &std::path::Path,
+    (settings, way): (LogSettings, WaySetting),
+    read_only: bool,
+) -> Answer {
     let opened = if read_only {
         engine::open_log_read_only(path, settings)
     } else {
@@ -93,8 +99,11 @@ impl Numbers {
 }
 
 fn duration(name: &str, seconds: f64) -> Result<Duration> {
-    Duration::try_from_secs_f64(seconds)
-        .map_err(|_| Error::invalid(format!("{name} must be a finite number of seconds, 0 or more")))
+    Duration::try_from_secs_f64(seconds).map_err(|_| {
+        Error::invalid(format!(
+            "{name} must be a finite number of seconds, 0 or more"
+        ))
+    })
 }
 
 fn mode(name: &str) -> Result<RecoveryMode> {
@@ -102,7 +111,9 @@ fn mode(name: &str) -> Result<RecoveryMode> {
         "tail" => Ok(RecoveryMode::Tail),
         "strict" => Ok(RecoveryMode::Strict),
         "salvage" => Ok(RecoveryMode::Salvage),
-        _ => Err(Error::invalid("recovery must be 'tail', 'strict' or 'salvage'")),
+        _ => Err(Error::invalid(
+            "recovery must be 'tail', 'strict' or 'salvage'",
+        )),
     }
 }
 

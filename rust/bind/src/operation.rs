@@ -31,11 +31,11 @@ use pyo3::{
     exceptions::{PyRuntimeError, PyRuntimeWarning, PyStopIteration},
     intern,
     prelude::*,
+    types::{PyGenericAlias, PyType},
 };
 
 use crate::{
-    door,
-    error,
+    door, error,
     jobs::Pigeonhole,
     lines::{Queued, Value, Waiter, last},
     loops::{self, LoopPort},
@@ -52,9 +52,19 @@ thread_local! {
 /// What is waited for.
 pub enum Source {
     /// An LSN of a log.
-    Mark { log: Arc<Shared>, level: Level, lsn: u64, value: Value },
+    Mark {
+        log: Arc<Shared>,
+        level: Level,
+        lsn: u64,
+        value: Value,
+    },
     /// An append that stands in line for the ring.
-    InLine { log: Arc<Shared>, level: Level, pending: Arc<PendingAppend>, value: Value },
+    InLine {
+        log: Arc<Shared>,
+        level: Level,
+        pending: Arc<PendingAppend>,
+        value: Value,
+    },
     /// A job on a worker.
     Job(Arc<Pigeonhole>),
     /// Nothing: the value is known.
@@ -75,7 +85,10 @@ enum State {
     /// Awaited, and stepping itself, so that what is thrown reaches it.
     Begun(Source),
     /// A task steps us itself and waits for this future.
-    Waiting { future: Py<PyAny>, line: Option<InLine> },
+    Waiting {
+        future: Py<PyAny>,
+        line: Option<InLine>,
+    },
     /// Done, and the loop was yielded to first.
     Yielded(Py<PyAny>),
     Spent,
@@ -107,7 +120,11 @@ impl Operation {
 
     fn make(name: &'static str, source: Source, is_owed: bool) -> Self {
         let state = Mutex::new(State::Fresh(source));
-        Self { name, is_owed, state }
+        Self {
+            name,
+            is_owed,
+            state,
+        }
     }
 
     fn take(&self) -> State {
@@ -150,7 +167,10 @@ impl Operation {
         future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
         let future = future.unbind();
         let waiting = future.clone_ref(py);
-        self.put(State::Waiting { future: waiting, line });
+        self.put(State::Waiting {
+            future: waiting,
+            line,
+        });
         Ok(future)
     }
 
@@ -161,10 +181,10 @@ impl Operation {
             | State::Begun(Source::InLine { pending, .. }) => {
                 pending.cancel();
             }
-            State::Waiting { line: Some(line), .. } => {
-                if line.pending.cancel() {
-                    line.port.forget_admission(&line.log, line.number);
-                }
+            State::Waiting {
+                line: Some(line), ..
+            } if line.pending.cancel() => {
+                line.port.forget_admission(&line.log, line.number);
             }
             _ => {}
         }
@@ -188,8 +208,18 @@ pub fn iterate(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
 
 fn start(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
     match source {
-        Source::Mark { log, level, lsn, value } => start_mark(py, log, level, lsn, value),
-        Source::InLine { log, level, pending, value } => start_line(py, log, level, pending, value),
+        Source::Mark {
+            log,
+            level,
+            lsn,
+            value,
+        } => start_mark(py, &log, level, lsn, value),
+        Source::InLine {
+            log,
+            level,
+            pending,
+            value,
+        } => start_line(py, log, level, pending, value),
         Source::Job(hole) => {
             if let Some(answer) = hole.take() {
                 return Ok(Step::Ready(answer(py)?.into_bound(py)));
@@ -203,13 +233,13 @@ fn start(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
 }
 
 #[inline]
-fn start_mark(
-    py: Python<'_>,
-    log: Arc<Shared>,
+fn start_mark<'py>(
+    py: Python<'py>,
+    log: &Arc<Shared>,
     level: Level,
     lsn: u64,
     value: Value,
-) -> PyResult<Step<'_>> {
+) -> PyResult<Step<'py>> {
     let marks = log.appender.marks();
     let mark = match level {
         Level::Appended => Lsn(lsn),
@@ -221,7 +251,8 @@ fn start_mark(
     }
     let here = loops::here(py)?;
     let future = here.future.clone().unbind();
-    here.port().wait_mark(&log, level, Waiter { lsn, value, future });
+    here.port()
+        .wait_mark(log, level, Waiter { lsn, value, future });
     DONE_IN_A_ROW.set(0);
     Ok(Step::Wait(here.future, None))
 }
@@ -234,15 +265,28 @@ fn start_line(
     value: Value,
 ) -> PyResult<Step<'_>> {
     match pending.state() {
-        Pending::Admitted(first) => start_mark(py, log, level, last(first.0, value), value),
+        Pending::Admitted(first) => start_mark(py, &log, level, last(first.0, value), value),
         Pending::Failed(failed) => Err(error::raise(py, &failed)),
         Pending::Waiting => {
             let here = loops::here(py)?;
             let (number, port) = (log.next_call(), Arc::clone(here.port()));
             let future = here.future.clone().unbind();
-            let queued = Queued { pending: Arc::clone(&pending), level, value, future };
+            let queued = Queued {
+                pending: Arc::clone(&pending),
+                level,
+                value,
+                future,
+            };
             port.wait_admission(&log, number, queued);
-            Ok(Step::Wait(here.future, Some(InLine { log, port, pending, number })))
+            Ok(Step::Wait(
+                here.future,
+                Some(InLine {
+                    log,
+                    port,
+                    pending,
+                    number,
+                }),
+            ))
         }
     }
 }
@@ -275,7 +319,9 @@ impl Operation {
         iterate(py, source)
     }
 
-    fn send(&self, py: Python<'_>, _value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+    #[pyo3(signature = (value, /))]
+    fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        let _always_none = value;
         self.step(py)
     }
 
@@ -297,11 +343,22 @@ impl Operation {
     ) -> PyResult<Py<PyAny>> {
         let _ = (py, traceback);
         self.abandon();
-        Err(PyErr::from_value(value.filter(|v| !v.is_none()).unwrap_or(kind)))
+        Err(PyErr::from_value(
+            value.filter(|v| !v.is_none()).unwrap_or(kind),
+        ))
     }
 
     fn close(&self) {
         self.abandon();
+    }
+
+    #[classmethod]
+    #[pyo3(signature = (item, /))]
+    fn __class_getitem__<'py>(
+        class: &Bound<'py, PyType>,
+        item: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyGenericAlias>> {
+        PyGenericAlias::new(class.py(), class.as_any(), item)
     }
 
     fn __repr__(&self) -> String {

@@ -32,7 +32,10 @@ impl Wake for Sleeper {
 impl Sleeper {
     fn sleep(&self, timeout: Duration) {
         let is_awake = lock(&self.is_awake);
-        drop(self.woken.wait_timeout_while(is_awake, timeout, |awake| !*awake));
+        drop(
+            self.woken
+                .wait_timeout_while(is_awake, timeout, |awake| !*awake),
+        );
     }
 }
 
@@ -50,7 +53,8 @@ pub fn append(
     let lsn = match claimed.map_err(|failed| error::raise(py, &failed))? {
         Claimed::Now(lsn) => lsn,
         Claimed::Later(pending) => {
-            let waited = door::wait_detached(py, timeout, |slice| outcome(&sleeper, &pending, slice));
+            let waited =
+                door::wait_detached(py, timeout, |slice| outcome(&sleeper, &pending, slice));
             settle(py, &pending, waited)?
         }
     };

@@ -39,7 +39,9 @@ impl Reader {
             ahead: Mutex::default(),
             records_max,
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 }
 

@@ -22,7 +22,11 @@ pub struct Record {
 impl Record {
     #[new]
     fn new(lsn: u64, data: Py<PyBytes>, timestamp: i64) -> Self {
-        Self { lsn, data, timestamp }
+        Self {
+            lsn,
+            data,
+            timestamp,
+        }
     }
 
     #[classattr]
@@ -41,7 +45,9 @@ impl Record {
     }
 
     fn __hash__(&self, py: Python<'_>) -> PyResult<isize> {
-        (self.lsn, &self.data, self.timestamp).into_pyobject(py)?.hash()
+        (self.lsn, &self.data, self.timestamp)
+            .into_pyobject(py)?
+            .hash()
     }
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
@@ -58,7 +64,9 @@ impl Record {
         let shown = if length <= SHOWN {
             data.repr()?.to_string()
         } else {
-            let head = PyBytes::new(py, &data.as_bytes()[..SHOWN]).repr()?.to_string();
+            let head = PyBytes::new(py, &data.as_bytes()[..SHOWN])
+                .repr()?
+                .to_string();
             format!("{head}... ({length} bytes)")
         };
         Ok(format!(
@@ -77,7 +85,14 @@ pub fn list<'py>(py: Python<'py>, batch: &Batch) -> PyResult<Bound<'py, PyList>>
         for data in payloads.by_ref().take(group.records as usize) {
             let data = PyBytes::new(py, data).unbind();
             let timestamp = group.timestamp_ns;
-            records.push(Bound::new(py, Record { lsn, data, timestamp })?);
+            records.push(Bound::new(
+                py,
+                Record {
+                    lsn,
+                    data,
+                    timestamp,
+                },
+            )?);
             lsn += 1;
         }
     }

@@ -11,8 +11,11 @@ use pyo3::{
 
 use crate::shared::Shared;
 
-/// `open`, `closed` or `failed`.
+/// `open`, `read_only`, `closed` or `failed`.
 pub fn state(log: &Shared) -> &'static str {
+    if log.is_read_only() {
+        return "read_only";
+    }
     match log.appender.failure().map(|error| error.kind()) {
         None => "open",
         Some(ErrorKind::Closed) => "closed",

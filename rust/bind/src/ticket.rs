@@ -1,9 +1,6 @@
 //! A claim that can be looked at, waited for from a thread, and awaited as often as one likes.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use millrace_core::{Error, ErrorKind, ids::Lsn, wal::Level};
 use pyo3::{exceptions::PyValueError, prelude::*};
@@ -45,7 +42,13 @@ impl Ticket {
 
     #[pyo3(signature = (timeout_s = None))]
     fn wait(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<u64> {
-        wait(py, &self.log, Level::Durable, Lsn(self.lsn), timeout(timeout_s)?)?;
+        wait(
+            py,
+            &self.log,
+            Level::Durable,
+            Lsn(self.lsn),
+            timeout(timeout_s)?,
+        )?;
         Ok(self.lsn)
     }
 
@@ -77,9 +80,7 @@ pub fn wait(
     lsn: Lsn,
     timeout: Option<Duration>,
 ) -> PyResult<()> {
-    let is_over = |outcome: &millrace_core::Result<()>| {
-        !matches!(outcome, Err(error) if error.kind() == ErrorKind::Timeout)
-    };
+    let is_over = |outcome: &millrace_core::Result<()>| !matches!(outcome, Err(error) if error.kind() == ErrorKind::Timeout);
     let outcome = door::wait_detached(py, timeout, |slice| {
         Some(log.appender.wait(level, lsn, Some(slice))).filter(is_over)
     })?;
