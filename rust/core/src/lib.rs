@@ -26,6 +26,8 @@ pub mod ring;
 pub mod sync;
 
 #[cfg(not(loom))]
+pub mod engine;
+#[cfg(not(loom))]
 pub mod io;
 #[cfg(all(not(loom), any(test, feature = "testing")))]
 pub mod sim;

@@ -74,7 +74,7 @@ impl<T: Weigh + Send> Admission<T> {
             // A smaller append behind a large head may fit now.
             queue.admit(&self.shared)
         };
-        self.shared.tell(told);
+        self.shared.tell(&told);
         true
     }
 
@@ -202,7 +202,7 @@ pub(super) fn join<T: Weigh + Send>(
     left.retain(|gone| gone.number != number);
     let state = admission.state();
     drop(queue);
-    shared.tell(left);
+    shared.tell(&left);
     match state {
         AdmissionState::Admitted(position) => {
             shared.rouse();

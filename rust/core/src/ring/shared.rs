@@ -197,11 +197,11 @@ impl<T: Weigh + Send> Shared<T> {
             let mut queue = lock(&self.queue);
             queue.admit(self)
         };
-        self.tell(told);
+        self.tell(&told);
     }
 
     /// Wakes appends that left the queue, and the consumer if entries came in with them.
-    pub(super) fn tell(&self, left: Vec<Left>) {
+    pub(super) fn tell(&self, left: &[Left]) {
         if !left.is_empty() {
             self.rouse();
         }

@@ -29,8 +29,8 @@ impl World {
                     ..
                 },
             )) => then(*dir),
-            Some(_) => Effect::Refused(libc::ENOTDIR),
-            None => Effect::Refused(libc::EBADF),
+            Some(_) => refused(libc::ENOTDIR),
+            None => refused(libc::EBADF),
         }
     }
 
@@ -43,27 +43,45 @@ impl World {
                     ..
                 },
             )) => then(*ino, handle, number),
-            Some(_) => Effect::Refused(libc::EISDIR),
-            None => Effect::Refused(libc::EBADF),
+            Some(_) => refused(libc::EISDIR),
+            None => refused(libc::EBADF),
         }
+    }
+
+    fn named(&self, file: &File, names: &[&str], then: impl FnOnce(usize) -> Effect) -> Effect {
+        if names.iter().all(|name| is_name(name)) {
+            return self.dir(file, then);
+        }
+        Effect::Refused(Error::invalid("not a name for a file"))
     }
 
     pub(super) fn plan(&self, op: Op) -> (Effect, Option<Buffer>, Option<File>) {
         let (effect, file) = match op {
             Op::OpenDir { path, create } => (Effect::OpenDir { path, create }, None),
-            Op::Open { dir, name, access } => (
-                self.dir(&dir, |dir| Effect::Open { dir, name, access }),
-                Some(dir),
-            ),
+            Op::Open { dir, name, access } => {
+                let then = |at| Effect::Open {
+                    dir: at,
+                    name: name.clone(),
+                    access,
+                };
+                (self.named(&dir, &[&name], then), Some(dir))
+            }
             Op::List { dir } => (self.dir(&dir, |dir| Effect::List { dir }), Some(dir)),
-            Op::Rename { dir, from, to } => (
-                self.dir(&dir, |dir| Effect::Rename { dir, from, to }),
-                Some(dir),
-            ),
-            Op::Unlink { dir, name } => (
-                self.dir(&dir, |dir| Effect::Unlink { dir, name }),
-                Some(dir),
-            ),
+            Op::Rename { dir, from, to } => {
+                let then = |at| Effect::Rename {
+                    dir: at,
+                    from: from.clone(),
+                    to: to.clone(),
+                };
+                (self.named(&dir, &[&from, &to], then), Some(dir))
+            }
+            Op::Unlink { dir, name } => {
+                let then = |at| Effect::Unlink {
+                    dir: at,
+                    name: name.clone(),
+                };
+                (self.named(&dir, &[&name], then), Some(dir))
+            }
             Op::SyncDir { dir } => (self.dir(&dir, |dir| Effect::SyncDir { dir }), Some(dir)),
             Op::Length { file } => (
                 self.file(&file, |ino, _, _| Effect::Length { ino }),
@@ -112,8 +130,8 @@ impl World {
 
     fn plan_resize(&self, file: &File, length: u64, may_cut: bool) -> Effect {
         self.file(file, |ino, handle, _| match handle.write {
-            false => Effect::Refused(libc::EBADF),
-            true if !may_cut && !self.settings.allocate => Effect::Refused(libc::EOPNOTSUPP),
+            false => refused(libc::EBADF),
+            true if !may_cut && !self.settings.allocate => refused(libc::EOPNOTSUPP),
             true => Effect::Resize {
                 ino,
                 length,
@@ -124,8 +142,8 @@ impl World {
 
     fn plan_read(&self, file: &File, offset: u64, length: usize, buffer: &Buffer) -> Effect {
         self.file(file, |ino, handle, _| {
-            if length > buffer.len() || handle.direct && !is_aligned(offset, length) {
-                return Effect::Refused(libc::EINVAL);
+            if let Some(refusal) = check_span(handle, offset, length, buffer) {
+                return refusal;
             }
             let direct = handle.direct;
             Effect::Read {
@@ -147,10 +165,10 @@ impl World {
     ) -> Effect {
         self.file(file, |ino, handle, _| {
             if !handle.write {
-                return Effect::Refused(libc::EBADF);
+                return refused(libc::EBADF);
             }
-            if length > buffer.len() || handle.direct && !is_aligned(offset, length) {
-                return Effect::Refused(libc::EINVAL);
+            if let Some(refusal) = check_span(handle, offset, length, buffer) {
+                return refusal;
             }
             let pieces = Piece::split(offset, &buffer[..length]);
             Effect::Write {
@@ -175,7 +193,7 @@ impl World {
         let operation = flight.kind.name();
         let upto = flight.submitted;
         let outcome = match &flight.effect {
-            Effect::Refused(errno) => Err(*errno),
+            Effect::Refused(error) => return Err(error.clone()),
             Effect::OpenDir { path, create } => {
                 self.volume.open_dir(path, *create).map(|(dir, _)| {
                     self.volume.dirs[dir].is_durable |= *create;
@@ -324,7 +342,9 @@ impl World {
         seq: u64,
     ) -> Result<Answer, i32> {
         let end = offset + length as u64;
-        self.reserve(ino, end)?;
+        if length > 0 {
+            self.reserve(ino, end)?;
+        }
         self.volume.write(ino, pieces, end, seq);
         Ok(Answer::Count(length))
     }
@@ -396,6 +416,24 @@ impl World {
 
 fn done((): ()) -> Answer {
     Answer::Done
+}
+
+fn refused(errno: i32) -> Effect {
+    Effect::Refused(Error::from_errno(errno, "a request"))
+}
+
+fn check_span(handle: &Handle, offset: u64, length: usize, buffer: &Buffer) -> Option<Effect> {
+    let end = offset.checked_add(length as u64);
+    if length > buffer.len() || end.is_none_or(|end| end > i64::MAX as u64) {
+        let error = Error::invalid("the transfer lies outside its buffer or any file");
+        return Some(Effect::Refused(error));
+    }
+    let is_odd = handle.direct && !is_aligned(offset, length);
+    is_odd.then(|| refused(libc::EINVAL))
+}
+
+fn is_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && name.len() <= 255 && !name.contains(['/', '\0'])
 }
 
 fn is_aligned(offset: u64, length: usize) -> bool {

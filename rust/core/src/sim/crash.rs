@@ -12,6 +12,7 @@
 //! 2. An [`Image`] never changes; states share all sectors but those that make them different.
 
 use std::{
+    cell::RefCell,
     collections::HashSet,
     hash::{BuildHasherDefault, Hasher},
     path::Path,
@@ -317,7 +318,7 @@ impl CrashPoint {
                     offset,
                     length,
                     ..
-                } if *target == ino => {
+                } if *target == ino && *length > 0 => {
                     lengths.at_least(flight.submitted, *offset + *length as u64);
                     for piece in pieces {
                         let latest = versions.iter().rev().find(|one| one.0 == piece.index);
@@ -464,17 +465,19 @@ impl CrashPoint {
         Arc::new(content)
     }
 
-    /// Visits every legal state whose image is not in `seen`; stops when `visit` says so.
+    /// Visits every legal state whose image is not in `seen`, with the image's fingerprint; stops
+    /// when `visit` says so.
     /// `salt` is mixed into the fingerprints, for callers to whom equal images may differ.
     pub fn states(
         &self,
         salt: u64,
-        seen: &mut Seen,
-        visit: &mut dyn FnMut(&Image, &Digits) -> bool,
+        seen: &RefCell<Seen>,
+        visit: &mut dyn FnMut(&Image, u64, &Digits) -> bool,
     ) -> bool {
         let mut fresh = |digits: &Digits| {
             let image = self.image(digits);
-            !seen.insert(image.fingerprint() ^ mix(salt)) || visit(&image, digits)
+            let mark = image.fingerprint();
+            !seen.borrow_mut().insert(mark ^ mix(salt)) || visit(&image, mark, digits)
         };
         if self.combinations() <= COMPLETE {
             return self.all(&mut fresh);

@@ -117,6 +117,8 @@ impl Disk for SimDisk {
             }),
             process: self.process,
             seat,
+            answered: Vec::new(),
+            is_shut: false,
         }))
     }
 }
@@ -139,6 +141,9 @@ struct SimBackend {
     waker: Arc<SimWaker>,
     process: usize,
     seat: usize,
+    /// Finished by a shutdown, to be fetched.
+    answered: Vec<Finished>,
+    is_shut: bool,
 }
 
 impl SimBackend {
@@ -167,13 +172,17 @@ impl SimBackend {
 impl Backend for SimBackend {
     fn submit(&mut self, request: Request) -> Result<(), Request> {
         let mut world = lock(&self.shared().world);
-        if !world.is_alive(self.process) {
+        if self.is_shut || !world.is_alive(self.process) {
             return Err(request);
         }
         world.submit(self.seat, request)
     }
 
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
+        if !self.answered.is_empty() {
+            out.append(&mut self.answered);
+            return Ok(());
+        }
         let mut world = lock(&self.shared().world);
         loop {
             if !world.is_alive(self.process) {
@@ -210,7 +219,7 @@ impl Backend for SimBackend {
     }
 
     fn in_flight(&self) -> usize {
-        lock(&self.shared().world).in_flight(self.seat)
+        self.answered.len() + lock(&self.shared().world).in_flight(self.seat)
     }
 
     fn hold(&mut self, file: &File) -> Result<()> {
@@ -223,17 +232,30 @@ impl Backend for SimBackend {
     }
 
     fn shutdown(&mut self, budget: Option<Duration>) -> Leftovers {
-        let mut world = lock(&self.shared().world);
+        self.is_shut = true;
+        let waker = self.waker.clone();
+        let mut world = lock(&waker.shared.world);
         if !world.is_alive(self.process) {
             return Leftovers::default();
         }
-        world.finish(self.seat);
+        world.finish(self.seat, &mut self.answered);
         let (requests, bytes) = world.leftovers(self.seat);
         if let Some(budget) = budget.filter(|_| requests > 0) {
             let until = world.clock.now().after(budget);
             world.advance_to(until);
         }
         Leftovers { requests, bytes }
+    }
+}
+
+impl Drop for SimBackend {
+    /// What is still in flight is carried out: nobody is left to be told.
+    fn drop(&mut self) {
+        let mut world = lock(&self.shared().world);
+        if world.is_alive(self.process) {
+            world.finish(self.seat, &mut Vec::new());
+            world.let_go(self.seat);
+        }
     }
 }
 

@@ -83,6 +83,14 @@ impl Kind {
         }
     }
 
+    /// Whether such an operation can change what a power cut leaves.
+    pub const fn is_change(self) -> bool {
+        !matches!(
+            self,
+            Self::List | Self::Length | Self::Read | Self::Lock | Self::Unlock
+        )
+    }
+
     /// Its name, for errors and traces.
     pub const fn name(self) -> &'static str {
         match self {

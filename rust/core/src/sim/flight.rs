@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     clock::Mono,
+    error::Error,
     io::{Access, Buffer, File, Token},
 };
 
@@ -78,8 +79,8 @@ pub(super) enum Effect {
     Lock { ino: Ino, handle: usize },
     /// Gives the handle's lock back.
     Unlock { ino: Ino, handle: usize },
-    /// The request makes no sense: this errno.
-    Refused(i32),
+    /// The request makes no sense.
+    Refused(Error),
 }
 
 impl Effect {

@@ -12,6 +12,8 @@
 //!  Volume: files and directories, cached and durable    volume.rs, content.rs
 //!    |
 //!  CrashPoint ---> Image ---> SimDisk::from_image       crash.rs, image.rs
+//!    |
+//!  Explorer: lives, kills, Ledger and its oracles       explore.rs, oracle.rs
 //! ```
 //!
 //! # Always true
@@ -29,10 +31,12 @@ mod carry;
 mod content;
 mod crash;
 mod disk;
+mod explore;
 mod fault;
 mod flight;
 
 mod image;
+mod oracle;
 mod random;
 mod volume;
 mod world;
@@ -40,9 +44,11 @@ mod world;
 pub use content::{Content, SECTOR, Sector};
 pub use crash::{COMPLETE, CrashPoint, Digits, Model, Names, Seen, Torn};
 pub use disk::SimDisk;
+pub use explore::{Book, Explorer, Plan, Report, Subject, sequence, sequences_count};
 pub use fault::{Fault, Faults, Kind, Trouble};
 pub use flight::{Target, Zombies};
 pub use image::Image;
+pub use oracle::{Ledger, Monitor, Verdict, Violation, value};
 pub use random::{Random, mix};
 pub use volume::{Ino, Volume};
 pub use world::{Event, Hook, Phase, Settings, World};

@@ -118,7 +118,7 @@ pub struct Volume {
 impl Inode {
     fn write(&mut self, pieces: &[Piece], end: u64, seq: u64) {
         let before = self.cache.length();
-        if before < end {
+        if before < end && !pieces.is_empty() {
             self.resize(end, seq);
         }
         for piece in pieces {

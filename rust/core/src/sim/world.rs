@@ -139,6 +139,7 @@ pub struct World {
     alive: Vec<bool>,
     pub(super) random: Random,
     events: u64,
+    version: u64,
     digest: u64,
     hook: Option<Hook>,
     trace: Option<Vec<Event>>,
@@ -165,6 +166,7 @@ impl World {
             alive: Vec::new(),
             random: Random::new(settings.seed),
             events: 0,
+            version: 0,
             digest: settings.seed,
             hook: None,
             trace: None,
@@ -177,6 +179,7 @@ impl World {
         copy.clock.advance(self.clock.now().since(Mono(0)));
         copy.clock.set_wall_ns(self.clock.wall_ns());
         copy.events = self.events;
+        copy.version = self.version;
         copy.seats.clone_from(&self.seats);
         copy.locks.clone_from(&self.locks);
         copy.alive = vec![false; self.alive.len()];
@@ -206,6 +209,11 @@ impl World {
     /// Tells this history of events from others: the same seed and calls give the same value.
     pub fn digest(&self) -> u64 {
         self.digest
+    }
+
+    /// Changes when what a power cut or a kill may leave does.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Handles that somebody still keeps open.
@@ -379,12 +387,13 @@ impl World {
     }
 
     /// Carries out what is left in flight by a backend that is shut down.
-    pub(super) fn finish(&mut self, seat: usize) {
+    pub(super) fn finish(&mut self, seat: usize, out: &mut Vec<Finished>) {
         while let Some(place) = self.next_due(seat).or_else(|| {
             let mine = |one: &Flight| one.seat == seat && one.late.is_none() && !one.is_stalled();
             self.flights.iter().position(mine)
         }) {
-            drop(self.answer(place));
+            let answer = self.answer(place);
+            out.push(answer);
         }
     }
 
@@ -431,6 +440,7 @@ impl World {
 
     fn tell(&mut self, event: Event, mark: u64) {
         self.events = event.number;
+        self.version += u64::from(event.kind.is_change());
         let phase = match event.phase {
             Phase::Submitted => 1,
             Phase::Answered { is_ok } => 2 + u64::from(is_ok),

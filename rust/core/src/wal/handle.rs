@@ -34,6 +34,10 @@ use super::{
 pub struct Way {
     /// The chosen path.
     pub path: CommitPath,
+    /// `uring`, `uring-plain` or `threads`.
+    pub backend: &'static str,
+    /// Groups that may be in flight at once.
+    pub window: u32,
     /// What every candidate cost, or why it was refused.
     pub measured: Vec<Measured>,
 }
@@ -44,7 +48,7 @@ pub struct Log {
     tools: Arc<dyn Disk>,
     dir: File,
     location: PathBuf,
-    way: Way,
+    way: Option<Way>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// One truncation or cursor commit at a time: both decide by what the other changes.
     upkeep: Mutex<()>,
@@ -63,10 +67,21 @@ impl Log {
         let block = settings.block_bytes;
         let opened = open::open(world, location, settings, || {
             let (at, measured) = choose::choose(&*world.disk, location, candidates, block)?;
-            let path = candidates[at].path;
-            chosen = Some((at, Way { path, measured }));
+            let Candidate {
+                path,
+                backend,
+                window,
+                ..
+            } = candidates[at];
+            let way = Way {
+                path,
+                backend,
+                window,
+                measured,
+            };
+            chosen = Some((at, way));
             Ok(Manner {
-                window: path.window(),
+                window,
                 direct: path == CommitPath::Direct,
             })
         })?;
@@ -87,10 +102,39 @@ impl Log {
             tools: Arc::clone(&world.disk),
             dir: opened.dir,
             location: location.to_owned(),
-            way,
+            way: Some(way),
             thread: Mutex::new(Some(thread)),
             upkeep: Mutex::new(()),
         })
+    }
+
+    /// Opens the log in `location` as it is, beside a living owner or without one. Takes no lock
+    /// and changes nothing; sees what was durable when it was opened.
+    pub fn open_read_only(world: &World, location: &Path, settings: LogSettings) -> Result<Self> {
+        let (appender, dir) = open::open_read_only(world, location, settings)?;
+        Ok(Self {
+            appender,
+            tools: Arc::clone(&world.disk),
+            dir,
+            location: location.to_owned(),
+            way: None,
+            thread: Mutex::new(None),
+            upkeep: Mutex::new(()),
+        })
+    }
+
+    /// Whether it was opened to read only.
+    pub fn is_read_only(&self) -> bool {
+        self.way.is_none()
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        self.appender.check_process()?;
+        match (self.way.is_some(), self.appender.failure()) {
+            (true, None) => Ok(()),
+            (true, Some(error)) => Err(error),
+            (false, _) => Err(open::read_only()),
+        }
     }
 
     /// For appending and waiting.
@@ -103,9 +147,9 @@ impl Log {
         &self.location
     }
 
-    /// How it reaches the disk.
-    pub fn way(&self) -> &Way {
-        &self.way
+    /// How it reaches the disk; `None` if it was opened to read only.
+    pub fn way(&self) -> Option<&Way> {
+        self.way.as_ref()
     }
 
     /// Waits until everything appended before this call is durable; returns the durable LSN.
@@ -117,6 +161,7 @@ impl Log {
 
     /// A reader from `start` up to but not including `stop`.
     pub fn reader(&self, start: Lsn, stop: Option<Lsn>) -> Result<LogReader> {
+        self.appender.check_process()?;
         let first = self.appender.first_lsn();
         if start < first && start != Lsn::FIRST {
             return Err(truncate::truncated(start, first));
@@ -133,6 +178,7 @@ impl Log {
     /// Drops whole segments below `lsn`, never above a cursor that holds truncation back. Returns
     /// the first LSN left. A segment's file goes when its last reader lets go.
     pub fn truncate_before(&self, lsn: Lsn) -> Result<Lsn> {
+        self.check_writable()?;
         let _one_at_a_time = lock(&self.upkeep);
         let held = lock(&self.appender.0.cursors).held_from();
         let lsn = held.map_or(lsn, |held| held.min(lsn));
@@ -167,6 +213,7 @@ impl Log {
     /// Makes a cursor's position durable. Positions only move forward and never above what is
     /// durable: an LSN above it may be given out again after a crash.
     pub fn commit_cursor(&self, name: &str, mark: Mark) -> Result<()> {
+        self.check_writable()?;
         cursor::check_name(name)?;
         let durable = self.appender.marks().durable;
         if mark.position > durable {
@@ -190,7 +237,8 @@ impl Log {
     /// Writes what was claimed, marks the clean close, releases the lock. Idempotent; a second
     /// caller waits for the first. Returns the poison if the log had failed.
     pub fn close(&self) -> Result<()> {
-        self.appender.0.request_close();
+        self.appender.check_process()?;
+        self.appender.request_close();
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
             // A panic of the thread has been caught and is reported below.
@@ -199,6 +247,7 @@ impl Log {
             self.sweep()?;
         }
         match self.appender.failure() {
+            _ if self.is_read_only() => Ok(()),
             Some(error) if error.kind() != ErrorKind::Closed => Err(error),
             _ => Ok(()),
         }
@@ -206,7 +255,7 @@ impl Log {
 
     /// Asks for a close without waiting for it; for finalizers.
     pub fn request_close(&self) {
-        self.appender.0.request_close();
+        self.appender.request_close();
     }
 
     /// Whether the driver's thread has ended.

@@ -104,6 +104,57 @@ pub fn open(
     opened
 }
 
+/// Opens the log in `path` as it is: no lock, no change. Appends are refused.
+///
+/// A living owner may be writing: what is found at its tail is what was durable, since everything
+/// read is data-synced before it is shown.
+pub(crate) fn open_read_only(
+    world: &World,
+    path: &Path,
+    settings: LogSettings,
+) -> Result<(Appender, File)> {
+    settings.validate()?;
+    let mut backend = world.disk.backend()?;
+    let mut io = Blocking::new(&mut *backend);
+    let dir = io.open_dir(path, false)?;
+    let recovered = recovery::recover(&mut io, &dir, settings.recovery)?;
+    if let Some(end) = recovered.end {
+        let file = io.open(&dir, &segment::segment_name(end.segment), Access::READ)?;
+        io.sync(&file)?;
+    }
+    let cursors = Cursors::load(&mut io, &dir, false)?;
+    let segments = Segments::new(Catalogue::new(&recovered));
+    let (producer, _consumer) = make_ring(&settings)?;
+    let next = recovered.next;
+    let shared = Shared::new(
+        settings,
+        producer,
+        next,
+        segments,
+        recovered.report,
+        cursors,
+    )?;
+    shared.marks.fail(read_only());
+    Ok((Appender(Arc::new(shared)), dir))
+}
+
+/// The answer to every change of a log that was opened to read.
+pub(crate) fn read_only() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "the log was opened with read_only; open it without to change it",
+    )
+}
+
+fn make_ring(settings: &LogSettings) -> Result<(ring::Producer<Entry>, ring::Consumer<Entry>)> {
+    ring::ring(ring::Limits {
+        capacity: settings.ring_entries,
+        capacity_bytes: settings.ring_bytes + RECORD_HEADER_BYTES,
+        entry_bytes_max: settings.record_bytes_max + RECORD_HEADER_BYTES,
+        bytes_outlive_slots: true,
+    })
+}
+
 fn open_locked(
     world: &World,
     io: &mut Blocking<'_>,
@@ -118,12 +169,7 @@ fn open_locked(
     let active = begin_segment(world, io, dir, &settings, manner, &recovered)?;
     tidy_up(io, dir, &recovered)?;
     let segments = readable(&recovered, &active);
-    let (producer, consumer) = ring::ring::<Entry>(ring::Limits {
-        capacity: settings.ring_entries,
-        capacity_bytes: settings.ring_bytes + RECORD_HEADER_BYTES,
-        entry_bytes_max: settings.record_bytes_max + RECORD_HEADER_BYTES,
-        bytes_outlive_slots: true,
-    })?;
+    let (producer, consumer) = make_ring(&settings)?;
     let shared = Arc::new(Shared::new(
         settings,
         producer,
@@ -131,7 +177,7 @@ fn open_locked(
         segments,
         recovered.report,
         cursors,
-    ));
+    )?);
     let clock = Arc::clone(&world.clock);
     let committer = Committer::new(
         Arc::clone(&shared),

@@ -223,10 +223,9 @@ impl Reader {
         let position = Arc::new(AtomicU64::new(start.0));
         // Registered before the look: what truncation removes after it was not wanted.
         catalogue.register(&position);
-        if let Some(oldest) = catalogue.list().first().map(SegmentSummary::base) {
-            if start < oldest && !catalogue.has_gaps {
-                return Err(removed(start, oldest));
-            }
+        let oldest = lock(&catalogue.segments).first().map(SegmentSummary::base);
+        if let Some(oldest) = oldest.filter(|oldest| start < *oldest && !catalogue.has_gaps) {
+            return Err(removed(start, oldest));
         }
         Ok(Self {
             catalogue,

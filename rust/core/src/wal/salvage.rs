@@ -8,9 +8,9 @@ use crate::{
 };
 
 use super::{
-    recovery::{Damage, Recovered, SegmentSummary, WriteBar},
+    recovery::{Damage, Recovered, SegmentSummary, Torn, WriteBar},
     scan::{Scanner, Stop},
-    segment::{HeaderFault, segment_name},
+    segment::{End, HeaderFault, SegmentHeader, segment_name},
     survey::{Found, Survey},
     verdict::{Evidence, Verdict, judge},
 };
@@ -53,6 +53,28 @@ pub(super) fn recover(io: &mut Blocking, dir: &File, survey: &Survey) -> Result<
 }
 
 impl Recovered {
+    /// Whether a segment comes after what was read so far; notes what lies between.
+    fn has_place(&mut self, header: &SegmentHeader) -> bool {
+        if self.segments.is_empty() || header.base == self.next {
+            self.next = header.base;
+            return true;
+        }
+        let is_above = header.base > self.next;
+        let (evidence, from, to) = if is_above {
+            (Evidence::Missing, self.next, header.base)
+        } else {
+            (Evidence::Disagrees, header.base, self.next)
+        };
+        self.note(
+            header.segment,
+            0,
+            from,
+            Some(to.previous()),
+            judge(evidence),
+        );
+        is_above
+    }
+
     fn note(
         &mut self,
         segment: SegmentId,
@@ -84,38 +106,13 @@ fn pieces(
     let Ok((header, header_crc)) = &found.header else {
         return Ok(());
     };
-    let successor = survey
-        .found
-        .iter()
-        .filter_map(Found::valid)
-        .find_map(|later| {
-            later
-                .predecessor
-                .filter(|prior| prior.segment == found.id && later.store == header.store)
-        });
-    let superseded = successor.is_none()
-        && survey.found.iter().filter_map(Found::valid).any(|later| {
-            later.segment > found.id
-                && later
-                    .predecessor
-                    .is_none_or(|prior| prior.segment < found.id)
-        });
-    if superseded {
+    let (said, is_superseded) = successor(survey, header);
+    if is_superseded || !recovered.has_place(header) {
         return Ok(());
     }
-    let length = successor.map_or(found.length, |end| end.offset.min(found.length));
+    let length = said.map_or(found.length, |end| end.offset.min(found.length));
     let file = io.open(dir, &segment_name(found.id), Access::READ)?;
     let mut scanner = Scanner::new(header.clone(), *header_crc, file, length);
-    if header.base < recovered.next && !recovered.segments.is_empty() {
-        let (base, last) = (header.base, recovered.next.previous());
-        recovered.note(found.id, 0, base, Some(last), judge(Evidence::Disagrees));
-        return Ok(());
-    }
-    if header.base > recovered.next && !recovered.segments.is_empty() {
-        let verdict = judge(Evidence::Missing);
-        let last = header.base.previous();
-        recovered.note(found.id, 0, recovered.next, Some(last), verdict);
-    }
     loop {
         let (offset, expected) = (scanner.end().offset, scanner.expected());
         let stop = scanner.run(io)?;
@@ -130,32 +127,68 @@ fn pieces(
                 end: Some(end),
             });
         }
-        let done = successor.is_some_and(|said| said.offset == end.offset && said.next == end.next);
-        if done || stop == Stop::Full {
-            return Ok(());
-        }
-        let beyond = scanner.beyond(io, stop)?;
-        let found_more = scanner.skip(io, end.next)?;
-        let verdict = match successor {
-            Some(_) => Verdict::Damage("frames that the successor continues are damaged"),
-            None => judge(Evidence::Tail(
-                scanner.evidence_at(end.offset, stop, &beyond),
-            )),
-        };
-        let last = match (found_more, successor) {
-            (true, _) => Some(scanner.expected().next.previous()),
-            (false, Some(said)) => Some(said.next.previous()),
-            (false, None) => None,
-        };
-        recovered.note(
-            end.segment,
-            end.offset,
-            end.next,
-            last.filter(|last| *last >= end.next),
-            verdict,
-        );
-        if !found_more {
+        if said == Some(end) || !go_on(io, &mut scanner, stop, said, recovered)? {
             return Ok(());
         }
     }
+}
+
+/// Judges the place where a run ends and reports it; moves to the next run. False if there is
+/// none that counts.
+fn go_on(
+    io: &mut Blocking,
+    scanner: &mut Scanner,
+    stop: Stop,
+    said: Option<End>,
+    recovered: &mut Recovered,
+) -> Result<bool> {
+    let end = scanner.end();
+    let beyond = scanner.beyond(io, stop)?;
+    let tail = scanner.evidence(stop, &beyond);
+    let verdict = match said {
+        Some(_) => Verdict::Damage("frames that the successor continues are damaged"),
+        None => judge(Evidence::Tail(tail)),
+    };
+    let is_damage = matches!(verdict, Verdict::Damage(_));
+    let is_more = is_damage && scanner.skip(io, end.next)?;
+    let next = if is_more {
+        scanner.expected().next
+    } else {
+        said.map_or(end.next, |said| said.next)
+    };
+    let last = (next > end.next).then_some(next.previous());
+    recovered.note(end.segment, end.offset, end.next, last, verdict);
+    recovered.next = recovered.next.max(next);
+    match verdict {
+        Verdict::Torn => {
+            recovered.report.cut_bytes = beyond.residue_end.saturating_sub(end.offset);
+            recovered.report.torn_at = Some(Torn {
+                segment: end.segment,
+                offset: end.offset,
+                next: end.next,
+            });
+        }
+        Verdict::Closed => recovered.report.clean_close = true,
+        Verdict::End | Verdict::NeverUsed | Verdict::Damage(_) => {}
+    }
+    Ok(is_more)
+}
+
+/// What a later segment says about where this one ended, and whether a later one says that this
+/// one is no part of the log.
+fn successor(survey: &Survey, header: &SegmentHeader) -> (Option<End>, bool) {
+    let later = survey.found.iter().filter_map(Found::valid);
+    let mut later =
+        later.filter(|later| later.segment > header.segment && later.store == header.store);
+    let said = later.clone().find_map(|later| {
+        later
+            .predecessor
+            .filter(|prior| prior.segment == header.segment)
+    });
+    let is_passed_over = |later: &SegmentHeader| {
+        later
+            .predecessor
+            .is_none_or(|prior| prior.segment < header.segment)
+    };
+    (said, said.is_none() && later.any(is_passed_over))
 }

@@ -14,6 +14,7 @@ mod words;
 use std::path::Path;
 use std::process::Command;
 
+use crate::figures;
 use crate::source::{Source, collect};
 
 /// Something that breaks a rule, and where.
@@ -59,6 +60,10 @@ pub fn run(root: &Path) -> Result<bool, String> {
     findings.extend(links::check_targets(root, &sources));
     findings.extend(planted::check_table(root, &sources)?);
     findings.extend(core_knows_no_python(root)?);
+    if !figures::is_current(root)? {
+        let message = "the figures are not those of the report: cargo xtask figures";
+        findings.push(Finding::of_file(figures::PAGE, message));
+    }
     for finding in &findings {
         println!("{}:{}: {}", finding.path, finding.line, finding.message);
     }

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, path::Path};
+use std::{cell::RefCell, collections::BTreeSet, path::Path};
 
 use super::{super::*, filled, open, sectors};
 use crate::io::{Access, Backend, Blocking, Buffer, Class, Disk, File, Op, Request, Token};
@@ -24,7 +24,7 @@ fn states(disk: &SimDisk, model: Model) -> BTreeSet<Vec<(String, Vec<u8>)>> {
     let point = disk.with(|world| CrashPoint::capture(world, model));
     let mut found = BTreeSet::new();
     let mut count = 0;
-    point.states(0, &mut Seen::default(), &mut |image, digits| {
+    point.states(0, &RefCell::default(), &mut |image, _, digits| {
         assert_eq!(image.fingerprint(), point.image(digits).fingerprint());
         found.insert(shown(image));
         count += 1;
@@ -183,7 +183,7 @@ fn a_torn_sector_can_be_unreadable_or_garbage() {
         let point = disk.with(|world| CrashPoint::capture(world, model));
         assert_eq!(point.combinations(), 3);
         let mut bad = 0;
-        point.states(0, &mut Seen::default(), &mut |image, _| {
+        point.states(0, &RefCell::default(), &mut |image, _, _| {
             let (_, _, content) = image.files().next().unwrap();
             let mut bytes = [0; 1024];
             bad += usize::from(content.read(0, &mut bytes).is_err());

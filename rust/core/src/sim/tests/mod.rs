@@ -2,6 +2,27 @@
 
 mod crash;
 mod disk;
+mod oracle;
+mod toy;
+
+mod contract {
+    use super::super::{Settings, SimDisk};
+    use crate::io::{Blocking, Disk, contract::World};
+
+    fn world(_name: &str) -> World {
+        let disk = SimDisk::new(Settings::default());
+        let mut backend = disk.backend().unwrap();
+        let path = std::path::PathBuf::from("/contract");
+        Blocking::new(&mut *backend).open_dir(&path, true).unwrap();
+        World {
+            disk: Box::new(disk),
+            path,
+            real: false,
+            keep: Box::new(()),
+        }
+    }
+    crate::contract_tests!(world);
+}
 
 use std::path::Path;
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 fn many(limits: SegmentLimits) -> Builder {
     let mut builder = Builder::new(limits);
     for group in 0..40_usize {
-        let records: Vec<Vec<u8>> = (0..group % 5 + 1)
+        let records: Vec<Vec<u8>> = (0..=(group % 5))
             .map(|record| vec![(group * 7 + record) as u8; (group * 37 + record * 11) % 900])
             .collect();
         let total: usize = records.iter().map(|record| record.len() + 8).sum();
@@ -168,7 +168,7 @@ fn a_salvaged_log_is_read_over_its_gaps() {
     let builder = many(SMALL);
     let (_, offset, ..) = builder.frames[2];
     builder.disk.edit(&segment_name(SegmentId(1)), |bytes| {
-        bytes[offset as usize] ^= 1
+        bytes[offset as usize] ^= 1;
     });
     let recovered = recover_in(&builder.disk, RecoveryMode::Salvage).unwrap();
     assert_eq!(recovered.write_bar, Some(WriteBar::Salvage));

@@ -38,7 +38,11 @@ fn refusal(disk: &MemoryDisk) -> (ErrorKind, u64, u64) {
     for name in before.names() {
         assert_eq!(disk.get(&name), before.get(&name));
     }
-    let number = |key| error.number(key).unwrap_or(-1) as u64;
+    let number = |key| {
+        error
+            .number(key)
+            .map_or(u64::MAX, |value| value.try_into().unwrap())
+    };
     (error.kind(), number("segment"), number("offset"))
 }
 
@@ -251,10 +255,14 @@ fn a_prepared_file_with_a_segments_name_is_never_used() {
     let name = segment_name(SegmentId(4));
     builder.disk.put(&name, &vec![0; 16384]);
     let found = open(&builder.disk);
-    assert_eq!(found.leftovers, [name.clone()]);
+    assert_eq!(found.leftovers, std::slice::from_ref(&name));
     assert_eq!((found.next, found.next_segment), (Lsn(9), SegmentId(5)));
-    builder.disk.put(&name, b"short");
-    assert_eq!(open(&builder.disk).leftovers, [name.clone()]);
+    builder
+        .disk
+        .edit(&name, |bytes| bytes[..9].copy_from_slice(b"scribbled"));
+    assert_eq!(open(&builder.disk).leftovers, std::slice::from_ref(&name));
+    builder.disk.put(&name, b"cut");
+    assert_eq!(refusal(&builder.disk), (ErrorKind::Corrupt, 4, 0));
     let mut bytes = builder.disk.get(&segment_name(SegmentId(3))).unwrap();
     bytes[..512].fill(0);
     builder.disk.put(&name, &bytes);
@@ -268,7 +276,7 @@ fn a_lost_header_is_damage_if_anything_is_behind_it() {
     for segment in 1..=3 {
         let disk = builder.disk.copy();
         disk.edit(&segment_name(SegmentId(segment)), |bytes| {
-            bytes[..512].fill(0)
+            bytes[..512].fill(0);
         });
         assert_eq!(refusal(&disk), (ErrorKind::Corrupt, segment, 0));
     }
@@ -321,7 +329,7 @@ fn a_feature_that_forbids_writing_is_told() {
     };
     let (block, _) = header.encode();
     builder.disk.edit(&builder.name(), |bytes| {
-        bytes[..512].copy_from_slice(&block)
+        bytes[..512].copy_from_slice(&block);
     });
     assert_eq!(open(&builder.disk).write_bar, Some(WriteBar::Features(8)));
 }
@@ -383,7 +391,7 @@ fn salvage_shows_what_is_whole_and_reports_the_rest() {
     let builder = store();
     let (_, offset, ..) = builder.frames[1];
     builder.disk.edit(&segment_name(SegmentId(1)), |bytes| {
-        bytes[offset as usize + 80] ^= 1
+        bytes[offset as usize + 80] ^= 1;
     });
     builder.disk.edit(&builder.name(), |bytes| bytes[512] ^= 1);
     assert!(recover_in(&builder.disk, RecoveryMode::Tail).is_err());
