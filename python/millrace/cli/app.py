@@ -29,12 +29,12 @@ cli.add_command(log)
 def run() -> None:
     """Run the command named on the command line and exit with its code."""
     try:
-        cli.main(prog_name="millrace", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        # Outside click's standalone mode an `Exit` comes back as the return value.
+        code = cli.main(prog_name="millrace", standalone_mode=False)
     except click.ClickException as wrong:
         wrong.show()
         sys.exit(wrong.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("millrace: interrupted\n")
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

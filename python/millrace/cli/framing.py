@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 Format = Literal["lines", "ndjson", "length"]
@@ -18,7 +19,18 @@ _LENGTH = struct.Struct("<I")
 
 
 class FramingError(ValueError):
-    """The input is not what its format says; the message names the record."""
+    """
+    The input is not what its format says; the message names the record.
+
+    Args:
+        message: What is wrong, and with which record.
+
+        before: Records of the same portion that were complete and right before it.
+    """
+
+    def __init__(self, message: str, before: Sequence[bytes] = ()) -> None:
+        super().__init__(message)
+        self.before = list(before)
 
 
 class Splitter(Protocol):
@@ -45,7 +57,8 @@ class LineSplitter:
         if len(self._tail) > self._record_bytes_max:
             number = self._count + len(lines) + 1
             raise FramingError(
-                f"line {number} is longer than the limit of {self._record_bytes_max} bytes"
+                f"line {number} is longer than the limit of {self._record_bytes_max} bytes",
+                self._checked(lines),
             )
         return self._checked(lines)
 
@@ -71,7 +84,8 @@ class JsonSplitter(LineSplitter):
             try:
                 json.loads(line)
             except ValueError as error:
-                raise FramingError(f"line {self._count} is not JSON: {error}") from None
+                message = f"line {self._count} is not JSON: {error}"
+                raise FramingError(message, kept) from None
             kept.append(line)
         return kept
 
@@ -94,7 +108,8 @@ class LengthSplitter:
             if length > self._record_bytes_max:
                 raise FramingError(
                     f"record {self._count + 1} says it has {length} bytes; "
-                    f"the limit is {self._record_bytes_max}"
+                    f"the limit is {self._record_bytes_max}",
+                    records,
                 )
             start = offset + _LENGTH.size
             if start + length > len(self._waiting):

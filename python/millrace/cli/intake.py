@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from millrace import Log
-from millrace.cli.framing import Splitter
+from millrace.cli.framing import FramingError, Splitter
 
 _CHUNK_BYTES = 256 << 10
 _CHUNKS_WAITING = 8
@@ -83,6 +83,9 @@ class Intake:
             async for chunk in chunks:
                 await self._submit(log, splitter.feed(chunk), show)
             await self._submit(log, splitter.finish(), show)
+        except FramingError as error:
+            await self._submit(log, error.before, show)
+            raise
         finally:
             await self._drain(show)
             self.elapsed_s = time.monotonic() - began
@@ -92,9 +95,7 @@ class Intake:
         names = ("records", "bytes", "first_lsn", "last_lsn", "elapsed_s")
         return {name: getattr(self, name) for name in names}
 
-    async def _submit(
-        self, log: Log, records: list[bytes], show: Callable[[int], None]
-    ) -> None:
+    async def _submit(self, log: Log, records: list[bytes], show: Callable[[int], None]) -> None:
         for batch in _batches(records):
             if len(self._in_flight) >= _BATCHES_IN_FLIGHT:
                 await self._settle(show)

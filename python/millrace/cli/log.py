@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 import click
+from millrace.errors import Error
+from millrace.log import repair as repair_log
+from millrace.log import verify as verify_log
 
 from millrace import Log, Record
 from millrace.cli.framing import FORMATS, Format, FramingError, as_json, frame, splitter_for
 from millrace.cli.intake import Intake, read_stdin
 from millrace.cli.output import Output, command, describe, describe_error
 from millrace.cli.units import bytes_text
-from millrace.errors import Error
-from millrace.log import repair as repair_log
-from millrace.log import verify as verify_log
 
 _RECORD_BYTES_MAX = 16 << 20
 
@@ -41,9 +41,8 @@ def log() -> None:
 @directory_argument
 @format_option
 @command
-def append(directory: Path, form: Format, out: Output) -> None:
+def append(*, directory: Path, form: Format, out: Output) -> None:
     """Append records from standard input, many in flight; done means durable."""
-
     intake = Intake()
 
     async def run() -> None:
@@ -117,7 +116,7 @@ follow_option = click.option("-f", "--follow", is_flag=True, help="Then wait for
 @format_option
 @command
 def cat(
-    directory: Path, start: int, stop: int | None, follow: bool, form: Format, out: Output
+    *, directory: Path, start: int, stop: int | None, follow: bool, form: Format, out: Output
 ) -> None:
     """Print records; with --json one object per line, with LSN and timestamp.
 
@@ -136,7 +135,7 @@ def cat(
 @format_option
 @command
 def tail(
-    directory: Path, records: int, start: int | None, follow: bool, form: Format, out: Output
+    *, directory: Path, records: int, start: int | None, follow: bool, form: Format, out: Output
 ) -> None:
     """Print the last records, and with -f those that are appended from now on."""
 
@@ -150,7 +149,7 @@ def tail(
 @log.command()
 @directory_argument
 @command
-def stat(directory: Path, out: Output) -> None:
+def stat(*, directory: Path, out: Output) -> None:
     """Show what the log holds and what opening it found."""
 
     async def run() -> dict[str, object]:
@@ -187,7 +186,7 @@ def _files(directory: Path) -> list[tuple[str, int, int]]:
 @log.command()
 @directory_argument
 @command
-def verify(directory: Path, out: Output) -> None:
+def verify(*, directory: Path, out: Output) -> None:
     """Read every byte and check it; changes nothing. Exit code 1 if anything is damaged."""
     report = asyncio.run(verify_log(directory))
     _report("verify", report, out)
@@ -197,7 +196,7 @@ def verify(directory: Path, out: Output) -> None:
 @directory_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @command
-def repair(directory: Path, yes: bool, out: Output) -> None:
+def repair(*, directory: Path, yes: bool, out: Output) -> None:
     """Make a damaged log usable again; a damaged segment is copied aside first."""
     if not yes:
         if not sys.stdin.isatty():

@@ -17,11 +17,10 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
+from millrace.errors import Error
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
-from millrace.errors import Error
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -65,7 +64,7 @@ class Output:
         as_json: Keep everything for one JSON document.
     """
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self.is_terminal = sys.stdout.isatty() and not as_json
         self._console = Console(highlight=False)
@@ -133,7 +132,7 @@ def command(body: Callable[_P, _R]) -> Callable[_P, _R]:
     @json_option
     @functools.wraps(body)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        out = Output(bool(kwargs.pop("as_json")))
+        out = Output(as_json=bool(kwargs.pop("as_json")))
         kwargs["out"] = out
         try:
             return body(*args, **kwargs)

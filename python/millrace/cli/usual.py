@@ -157,7 +157,7 @@ def _connect(directory: Path) -> sqlite3.Connection:
     return connection
 
 
-USUAL_WAYS: dict[str, type[FileFsync] | type[SqliteEach] | type[SqliteBatched]] = {
+USUAL_WAYS: dict[str, type[FileFsync | SqliteEach | SqliteBatched]] = {
     "SQLite, batched commits": SqliteBatched,
     "SQLite, a commit each": SqliteEach,
     "file, fsync each": FileFsync,

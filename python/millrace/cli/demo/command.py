@@ -41,6 +41,7 @@ _COLUMNS = ("", "records", "bytes", "records/s", "p50", "p99", "loop lag p99", "
 )
 @command
 def demo(
+    *,
     directory: Path | None,
     tasks: int,
     encoding: Encoding,
