@@ -7,7 +7,7 @@ the child had been promised, whatever became of the child.
 Always true:
 
 1. An entry leaves the child only after the operation it names was acknowledged.
-2. Entries are 16 bytes and written whole; an entry cut by the kill is ignored.
+2. Entries are written whole, also when several loops of the child share the pipe.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 _ENTRY = struct.Struct("<IIQ")
 _LATENCY_MAX = 0xFFFF_FFFF
+# PIPE_BUF on Linux: a write of at most this much is never mixed with another writer's.
+_ATOMIC_BYTES = 4096
 
 
 class Ack(NamedTuple):
@@ -56,7 +58,7 @@ class AckWriter:
         waiting, self._waiting = self._waiting, bytearray()
         view = memoryview(waiting)
         while view:
-            view = view[os.write(self._fd, view) :]
+            view = view[os.write(self._fd, view[:_ATOMIC_BYTES]) :]
 
 
 def read_acks(data: bytes | bytearray | memoryview) -> Iterator[Ack]:

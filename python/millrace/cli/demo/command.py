@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from millrace.cli.demo.events import Encoding, Plan, SourceChanged, survey
+from millrace.cli.demo.events import Encoding, Plan, SourceChangedError, survey
 from millrace.cli.demo.run import Checked, Demo, DemoError, Options, Outcome
 from millrace.cli.output import Output, command, describe
 from millrace.cli.units import bytes_text, seconds_text
@@ -81,7 +81,7 @@ def demo(
             work = keep
         try:
             outcome = asyncio.run(Demo(plan, work, options, out.progress).run())
-        except (DemoError, SourceChanged) as error:
+        except (DemoError, SourceChangedError) as error:
             out.fail(str(error))
     elapsed_s = time.monotonic() - began
     document = _document(plan, options, outcome, elapsed_s)

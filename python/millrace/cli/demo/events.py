@@ -112,11 +112,11 @@ class Plan:
         for index, (line, text) in enumerate(_batches(data, self.lines_per_event), 1):
             events.append(encode.lines(file.first + index, number, name, line, text))
         if len(events) != file.events:
-            raise SourceChanged(f"{Path(self.root, file.path)} changed while the demo ran")
+            raise SourceChangedError(f"{Path(self.root, file.path)} changed while the demo ran")
         return events
 
 
-class SourceChanged(RuntimeError):
+class SourceChangedError(RuntimeError):
     """A file is not what it was when the plan was made, so nothing can be compared with it."""
 
 
