@@ -84,7 +84,9 @@ impl ManualClock {
     pub fn advance(&self, duration: Duration) {
         let nanos = duration.as_nanos() as u64;
         self.0.mono_ns.fetch_add(nanos, Ordering::Relaxed);
-        self.0.wall_ns.fetch_add(nanos.cast_signed(), Ordering::Relaxed);
+        self.0
+            .wall_ns
+            .fetch_add(nanos.cast_signed(), Ordering::Relaxed);
     }
 
     /// Sets the wall clock alone, backwards too.

@@ -12,16 +12,28 @@
 //! 2   uring | threads | sim     implement io, never import each other
 //! 1b  io                        the contract and the request
 //! 1a  ring | port               never import each other
-//! 0   sync, clock, ids, codec, error
+//! 0   sync, clock, ids, codec, error, fork
 //! ```
 
 pub mod clock;
 pub mod codec;
 pub mod error;
+#[cfg(not(loom))]
+pub mod fork;
 pub mod ids;
+pub mod port;
+pub mod ring;
 pub mod sync;
 
 #[cfg(not(loom))]
+pub mod engine;
+#[cfg(not(loom))]
 pub mod io;
+#[cfg(all(not(loom), any(test, feature = "testing")))]
+pub mod sim;
+#[cfg(not(loom))]
+pub mod threads;
+#[cfg(not(loom))]
+pub mod wal;
 
 pub use error::{Error, ErrorKind, Result};

@@ -59,11 +59,42 @@ impl<T> UnsafeCell<T> {
 /// poisoned mutex carries no news; a panic in the engine is reported by its own poison state.
 #[inline]
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Ends another thread's wait. Cheap to call twice, safe to call from anywhere.
 pub trait Wake: Send + Sync {
     /// Makes the next (or current) wait of the sleeper return.
     fn wake(&self);
+}
+
+/// A shared [`Wake`]. Counted by the standard library under loom as well: loom's `Arc` does not
+/// coerce to a trait object, and who frees a waker last is not what the models are about.
+pub type Waker = std::sync::Arc<dyn Wake>;
+
+/// A number for statistics. It orders nothing, so loom does not explore it.
+#[derive(Debug, Default)]
+pub struct Count(std::sync::atomic::AtomicU64);
+
+impl Count {
+    /// Adds one.
+    #[inline]
+    pub fn up(&self) {
+        self.add(1);
+    }
+
+    /// Adds `amount`.
+    #[inline]
+    pub fn add(&self, amount: u64) {
+        self.0
+            .fetch_add(amount, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// What was counted so far.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(std::sync::atomic::Ordering::Relaxed)
+    }
 }

@@ -3,7 +3,12 @@
 
 use std::{
     os::fd::{AsRawFd, OwnedFd, RawFd},
-    sync::Arc,
+    sync::{Arc, OnceLock},
+};
+
+use crate::{
+    error::Result,
+    fork::{self, Guard},
 };
 
 /// An open file or directory.
@@ -12,14 +17,19 @@ pub struct File(Arc<Handle>);
 
 #[derive(Debug)]
 enum Handle {
-    Os(OwnedFd),
+    Os {
+        /// Declared, and so dropped, before the descriptor it speaks of.
+        forsaken: OnceLock<Guard>,
+        fd: OwnedFd,
+    },
     Virtual(u64),
 }
 
 impl File {
     /// Wraps a descriptor of the operating system.
     pub fn from_fd(fd: OwnedFd) -> Self {
-        Self(Arc::new(Handle::Os(fd)))
+        let forsaken = OnceLock::new();
+        Self(Arc::new(Handle::Os { forsaken, fd }))
     }
 
     /// Wraps a number that only the backend which made it understands.
@@ -30,17 +40,34 @@ impl File {
     /// The descriptor, if the operating system made this file.
     pub fn fd(&self) -> Option<RawFd> {
         match &*self.0 {
-            Handle::Os(fd) => Some(fd.as_raw_fd()),
+            Handle::Os { fd, .. } => Some(fd.as_raw_fd()),
             Handle::Virtual(_) => None,
         }
+    }
+
+    /// How many clones of this handle there are: how a simulated backend learns of a close.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.0)
     }
 
     /// The number, if a simulated backend made this file.
     pub fn number(&self) -> Option<u64> {
         match &*self.0 {
-            Handle::Os(_) => None,
+            Handle::Os { .. } => None,
             Handle::Virtual(number) => Some(*number),
         }
+    }
+
+    /// From now on a forked child does not keep this open, and with it its lock.
+    pub(crate) fn forsake_in_children(&self) -> Result<()> {
+        if let Handle::Os { forsaken, fd } = &*self.0
+            && forsaken.get().is_none()
+        {
+            // Who loses a race drops a second entry for the same descriptor: harmless.
+            let _ = forsaken.set(fork::forsake(fd.as_raw_fd())?);
+        }
+        Ok(())
     }
 }
 

@@ -32,12 +32,23 @@ pub use crate::sync::Wake;
 
 mod blocking;
 mod buffer;
+#[cfg(any(test, feature = "testing"))]
+pub mod contract;
+pub(crate) mod execute;
 mod file;
+#[cfg(any(test, feature = "testing"))]
+mod memory;
 mod request;
+pub(crate) mod signal;
+pub(crate) mod sys;
+pub(crate) mod worker;
 
 pub use blocking::Blocking;
 pub use buffer::{BLOCK, Buffer};
+pub use execute::{Alignment, Durability, direct_alignment};
 pub use file::{Access, File, Open};
+#[cfg(any(test, feature = "testing"))]
+pub use memory::MemoryDisk;
 pub use request::{Answer, Class, Finished, Op, Request, Token};
 
 /// How long [`Backend::poll`] may wait when nothing has finished yet.
@@ -49,6 +60,17 @@ pub enum Wait {
     Until(Mono),
     /// Until something finishes or a wake.
     Forever,
+}
+
+impl Wait {
+    /// How long a sleep that begins `now` may last; `None` is for ever.
+    pub(crate) fn left(self, now: Mono) -> Option<Duration> {
+        match self {
+            Self::Never => Some(Duration::ZERO),
+            Self::Until(until) => Some(until.since(now)),
+            Self::Forever => None,
+        }
+    }
 }
 
 /// What is left behind by [`Backend::shutdown`].

@@ -129,6 +129,24 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The buffer, if the operation has one.
+    pub(crate) fn into_buffer(self) -> Option<Buffer> {
+        match self {
+            Self::Read { buffer, .. } | Self::Write { buffer, .. } => Some(buffer),
+            _ => None,
+        }
+    }
+
+    /// Bytes of the buffer.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        match self {
+            Self::Read { buffer, .. } | Self::Write { buffer, .. } => buffer.len() as u64,
+            _ => 0,
+        }
+    }
+}
+
 /// One operation with its token.
 #[derive(Debug)]
 pub struct Request {

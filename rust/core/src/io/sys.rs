@@ -1,0 +1,281 @@
+//! System calls on files, each wrapped once, with the errno as the error.
+//!
+//! Nothing here decides anything: no retry, no loop, no message. That is `execute`'s work.
+//! Descriptors are borrowed from a [`File`](super::File) that the caller keeps alive.
+
+use std::{
+    ffi::{CStr, c_int, c_uint},
+    mem::MaybeUninit,
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+};
+
+/// The number the kernel gave for a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Errno(pub i32);
+
+pub(crate) type Sys<T> = Result<T, Errno>;
+
+impl Errno {
+    pub(crate) fn last() -> Self {
+        Self(
+            std::io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or(libc::EIO),
+        )
+    }
+}
+
+fn check(answer: c_int) -> Sys<c_int> {
+    if answer < 0 {
+        return Err(Errno::last());
+    }
+    Ok(answer)
+}
+
+fn count(answer: isize) -> Sys<usize> {
+    usize::try_from(answer).map_err(|_| Errno::last())
+}
+
+fn offset(value: u64) -> Sys<libc::off_t> {
+    libc::off_t::try_from(value).map_err(|_| Errno(libc::EFBIG))
+}
+
+/// What `fstat` tells that we use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Status {
+    pub kind: libc::mode_t,
+    pub length: u64,
+    pub owner: libc::uid_t,
+}
+
+impl Status {
+    fn of(stat: &libc::stat) -> Self {
+        Self {
+            kind: stat.st_mode & libc::S_IFMT,
+            length: u64::try_from(stat.st_size).unwrap_or(0),
+            owner: stat.st_uid,
+        }
+    }
+
+    pub(crate) fn is_regular(&self) -> bool {
+        self.kind == libc::S_IFREG
+    }
+
+    pub(crate) fn kind_name(&self) -> &'static str {
+        match self.kind {
+            libc::S_IFREG => "a regular file",
+            libc::S_IFDIR => "a directory",
+            libc::S_IFLNK => "a symbolic link",
+            libc::S_IFIFO => "a pipe",
+            libc::S_IFSOCK => "a socket",
+            libc::S_IFCHR | libc::S_IFBLK => "a device",
+            _ => "of an unknown kind",
+        }
+    }
+}
+
+/// Opens `name` in `dir` (`AT_FDCWD`: a path).
+pub(crate) fn open_at(dir: RawFd, name: &CStr, flags: c_int, mode: libc::mode_t) -> Sys<OwnedFd> {
+    let flags = flags | libc::O_CLOEXEC | libc::O_NOCTTY;
+    // SAFETY: `name` is a terminated string that outlives the call.
+    let fd = check(unsafe { libc::openat(dir, name.as_ptr(), flags, c_uint::from(mode)) })?;
+    // SAFETY: the kernel just made `fd` and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub(crate) fn make_dir(path: &CStr) -> Sys<()> {
+    // SAFETY: `path` is a terminated string that outlives the call.
+    check(unsafe { libc::mkdir(path.as_ptr(), 0o700) }).map(drop)
+}
+
+pub(crate) fn set_mode(fd: RawFd, mode: libc::mode_t) -> Sys<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::fchmod(fd, mode) }).map(drop)
+}
+
+pub(crate) fn status(fd: RawFd) -> Sys<Status> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is writable and large enough.
+    check(unsafe { libc::fstat(fd, stat.as_mut_ptr()) })?;
+    // SAFETY: fstat succeeded, so it filled the structure.
+    Ok(Status::of(unsafe { stat.assume_init_ref() }))
+}
+
+/// The status of a name itself; a symbolic link is not followed.
+pub(crate) fn status_at(dir: RawFd, name: &CStr) -> Sys<Status> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    let flags = libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: `name` is a terminated string, `stat` is writable and large enough.
+    check(unsafe { libc::fstatat(dir, name.as_ptr(), stat.as_mut_ptr(), flags) })?;
+    // SAFETY: fstatat succeeded, so it filled the structure.
+    Ok(Status::of(unsafe { stat.assume_init_ref() }))
+}
+
+/// Memory and offset alignment of direct I/O; `None` where the kernel or the filesystem does not
+/// say.
+pub(crate) fn direct_alignment(fd: RawFd) -> Option<(u32, u32)> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH;
+    let wanted = libc::STATX_DIOALIGN;
+    // SAFETY: the empty string is terminated, `stat` is writable and large enough.
+    check(unsafe { libc::statx(fd, c"".as_ptr(), flags, wanted, stat.as_mut_ptr()) }).ok()?;
+    // SAFETY: the structure is plain numbers and was zeroed before the call.
+    let stat = unsafe { stat.assume_init() };
+    let told = stat.stx_mask & wanted != 0;
+    let (memory, offset) = (stat.stx_dio_mem_align, stat.stx_dio_offset_align);
+    (told && memory > 0 && offset > 0).then_some((memory, offset))
+}
+
+pub(crate) fn flags(fd: RawFd) -> Sys<c_int> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::fcntl(fd, libc::F_GETFL) })
+}
+
+pub(crate) fn set_flags(fd: RawFd, flags: c_int) -> Sys<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags) }).map(drop)
+}
+
+pub(crate) fn read_at(fd: RawFd, into: &mut [u8], at: u64) -> Sys<usize> {
+    let (start, length) = (into.as_mut_ptr().cast(), into.len());
+    // SAFETY: `into` is exclusively ours and `length` long; the call is synchronous.
+    count(unsafe { libc::pread(fd, start, length, offset(at)?) })
+}
+
+pub(crate) fn write_at(fd: RawFd, from: &[u8], at: u64) -> Sys<usize> {
+    let (start, length) = (from.as_ptr().cast(), from.len());
+    // SAFETY: `from` is readable and `length` long; the call is synchronous.
+    count(unsafe { libc::pwrite(fd, start, length, offset(at)?) })
+}
+
+/// Writes and waits for durability in one call.
+pub(crate) fn write_at_durably(fd: RawFd, from: &[u8], at: u64) -> Sys<usize> {
+    let part = libc::iovec {
+        iov_base: from.as_ptr().cast_mut().cast(),
+        iov_len: from.len(),
+    };
+    // SAFETY: one vector over `from`, which the kernel only reads; the call is synchronous.
+    count(unsafe { libc::pwritev2(fd, &raw const part, 1, offset(at)?, libc::RWF_DSYNC) })
+}
+
+/// Makes data durable, and of the metadata what is needed to read it back.
+pub(crate) fn sync_data(fd: RawFd) -> Sys<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::fdatasync(fd) }).map(drop)
+}
+
+/// Makes data and all metadata durable; the way to sync a directory.
+pub(crate) fn sync_all(fd: RawFd) -> Sys<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::fsync(fd) }).map(drop)
+}
+
+/// Syncs the whole filesystem `fd` is on.
+pub(crate) fn sync_filesystem(fd: RawFd) -> Sys<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::syncfs(fd) }).map(drop)
+}
+
+pub(crate) fn allocate(fd: RawFd, length: u64) -> Sys<()> {
+    let length = offset(length)?;
+    // SAFETY: plain numbers.
+    check(unsafe { libc::fallocate(fd, 0, 0, length) }).map(drop)
+}
+
+pub(crate) fn truncate(fd: RawFd, length: u64) -> Sys<()> {
+    let length = offset(length)?;
+    // SAFETY: plain numbers.
+    check(unsafe { libc::ftruncate(fd, length) }).map(drop)
+}
+
+pub(crate) fn rename_at(dir: RawFd, from: &CStr, to: &CStr) -> Sys<()> {
+    // SAFETY: both names are terminated strings that outlive the call.
+    check(unsafe { libc::renameat(dir, from.as_ptr(), dir, to.as_ptr()) }).map(drop)
+}
+
+pub(crate) fn unlink_at(dir: RawFd, name: &CStr) -> Sys<()> {
+    // SAFETY: `name` is a terminated string that outlives the call.
+    check(unsafe { libc::unlinkat(dir, name.as_ptr(), 0) }).map(drop)
+}
+
+/// Drops clean cached pages.
+pub(crate) fn drop_cache(fd: RawFd) -> Sys<()> {
+    // SAFETY: plain numbers. This call answers with the errno itself.
+    match unsafe { libc::posix_fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        errno => Err(Errno(errno)),
+    }
+}
+
+/// Takes the exclusive lock, or fails at once.
+pub(crate) fn lock(fd: RawFd) -> Sys<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::flock(fd, libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
+}
+
+pub(crate) fn unlock(fd: RawFd) -> Sys<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::flock(fd, libc::LOCK_UN) }).map(drop)
+}
+
+/// Fills `into` with directory entries of the kernel's form; 0 at the end.
+pub(crate) fn entries(fd: RawFd, into: &mut [u8]) -> Sys<usize> {
+    // SAFETY: `into` is exclusively ours and as long as told; the call is synchronous.
+    let answer = unsafe { libc::syscall(libc::SYS_getdents64, fd, into.as_mut_ptr(), into.len()) };
+    usize::try_from(answer).map_err(|_| Errno::last())
+}
+
+pub(crate) fn user() -> libc::uid_t {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// A counter another thread can raise to end a wait.
+pub(crate) fn event() -> Sys<OwnedFd> {
+    // SAFETY: plain numbers.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: the kernel just made `fd` and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Raises the counter. A full counter has woken already, so nothing is lost.
+pub(crate) fn raise(fd: RawFd) {
+    let one = 1u64;
+    // SAFETY: eight readable bytes.
+    unsafe { libc::write(fd, (&raw const one).cast(), size_of::<u64>()) };
+}
+
+/// Lowers the counter to zero. Answers nothing if it was.
+pub(crate) fn lower(fd: RawFd) {
+    let mut count = 0u64;
+    // SAFETY: eight writable bytes.
+    unsafe { libc::read(fd, (&raw mut count).cast(), size_of::<u64>()) };
+}
+
+/// Waits until the counter is raised, a signal comes, or the time is over.
+pub(crate) fn wait_raised(fd: RawFd, timeout: Option<std::time::Duration>) {
+    let mut waiting = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let timeout = timeout.map(|limit| libc::timespec {
+        tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(limit.subsec_nanos().cast_signed()),
+    });
+    let timeout = timeout
+        .as_ref()
+        .map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: one poll entry and perhaps a time, both alive during the call; no signal mask.
+    unsafe { libc::ppoll(&raw mut waiting, 1, timeout, std::ptr::null()) };
+}
+
+/// Keeps signals away from a thread of ours; they belong to the program we are a guest in.
+pub(crate) fn block_signals() {
+    let mut every = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `every` is writable, filled by the first call, and read by the second.
+    unsafe {
+        libc::sigfillset(every.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, every.as_ptr(), std::ptr::null_mut());
+    }
+}

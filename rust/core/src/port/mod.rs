@@ -1,0 +1,137 @@
+//! The completion port: how engine threads hand results to a thread that sleeps in `epoll`.
+//!
+//! An event loop watches one file descriptor. Engine threads push plain data and ring; the loop
+//! wakes, silences the bell and takes what is there. A thousand completions that arrive while
+//! the loop is busy cost one system call.
+//!
+//! ```text
+//! engine thread                      loop thread
+//!   push                               (asleep on the descriptor)
+//!   pending: false -> true  --ring-->  1 read the descriptor
+//!   push                               2 pending: true -> false
+//!   pending is true: no ring           3 take items, at most a budget
+//!                                      4 budget spent: ring for itself
+//! ```
+//!
+//! # Always true
+//!
+//! 1. An item pushed before a ring, or while a ring is pending, is seen by the drain that this
+//!    ring causes: the drain takes only after it has cleared `pending`.
+//! 2. `pending` is cleared after the descriptor is read, so a ring that comes in between is never
+//!    swallowed while `pending` stays set.
+//! 3. A drain that leaves items behind has rung for itself.
+//! 4. Nobody waits and nobody locks on the way in.
+//!
+//! # Not here
+//!
+//! What the items mean, and who watches the descriptor: that is the language binding's side.
+
+mod doorbell;
+mod signal;
+mod watch;
+
+#[cfg(all(test, loom))]
+mod loom;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+pub use doorbell::Doorbell;
+pub use watch::Watch;
+
+use crate::{error::Result, sync::Wake};
+
+#[cfg(loom)]
+use self::loom_queue::Queue;
+#[cfg(not(loom))]
+use crossbeam::queue::SegQueue as Queue;
+
+/// A queue of finished things with a bell. Shared by `Arc`; drained by one thread.
+pub struct Port<T> {
+    queue: Queue<T>,
+    bell: Doorbell,
+}
+
+/// What a drain left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing: the next item rings.
+    All,
+    /// Perhaps something: the bell has been rung, so the drain will be called again.
+    BudgetSpent,
+}
+
+impl<T: Send> Port<T> {
+    /// Opens a port with a descriptor of its own.
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            queue: Queue::new(),
+            bell: Doorbell::new()?,
+        })
+    }
+
+    /// Hands over one item from any thread.
+    pub fn post(&self, item: T) {
+        self.queue.push(item);
+        self.bell.ring();
+    }
+
+    /// The bell, for those who have nothing to hand over but news elsewhere.
+    pub fn bell(&self) -> &Doorbell {
+        &self.bell
+    }
+
+    /// Silences the bell, then takes at most `budget` items in the order they were pushed.
+    pub fn drain(&self, budget: usize, mut take: impl FnMut(T)) -> Drained {
+        if !cfg!(mutant = "port_clear_after_take") {
+            self.bell.silence();
+        }
+        let drained = self.take(budget, &mut take);
+        if cfg!(mutant = "port_clear_after_take") {
+            self.bell.silence();
+        }
+        if drained == Drained::BudgetSpent && !cfg!(mutant = "port_no_rering") {
+            self.bell.ring();
+        }
+        drained
+    }
+
+    fn take(&self, budget: usize, take: &mut impl FnMut(T)) -> Drained {
+        for _ in 0..budget {
+            match self.queue.pop() {
+                Some(item) => take(item),
+                None => return Drained::All,
+            }
+        }
+        Drained::BudgetSpent
+    }
+}
+
+impl<T: Send> Wake for Port<T> {
+    fn wake(&self) {
+        self.bell.ring();
+    }
+}
+
+/// Loom knows nothing of crossbeam's queue; a locked deque has the same order and edges.
+#[cfg(loom)]
+mod loom_queue {
+    use std::collections::VecDeque;
+
+    use crate::sync::{Mutex, lock};
+
+    pub(super) struct Queue<T>(Mutex<VecDeque<T>>);
+
+    impl<T> Queue<T> {
+        pub(super) fn new() -> Self {
+            Self(Mutex::new(VecDeque::new()))
+        }
+
+        pub(super) fn push(&self, item: T) {
+            lock(&self.0).push_back(item);
+        }
+
+        pub(super) fn pop(&self) -> Option<T> {
+            lock(&self.0).pop_front()
+        }
+    }
+}

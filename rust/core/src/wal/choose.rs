@@ -1,0 +1,115 @@
+//! Which way to the disk: measured once per open, in the log's own directory, and reported.
+//!
+//! Every candidate overwrites one block of a small zero-filled scratch file, synchronously, a few
+//! times; the medians are compared. What the machine does not offer is left out, with the reason.
+
+use std::time::Duration;
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    io::{Access, Blocking, Buffer, Disk, File, Open},
+    sync::Arc,
+};
+
+use super::settings::CommitPath;
+
+/// Synchronous writes per candidate: enough for a median, few enough to cost milliseconds.
+const SAMPLES: usize = 5;
+const SCRATCH_BYTES: usize = 64 << 10;
+const SCRATCH_NAME: &str = "probe.tmp";
+
+/// One way that could be taken: its name and the disk that goes it.
+#[derive(Clone)]
+pub struct Candidate {
+    /// The way.
+    pub path: CommitPath,
+    /// Backends for it.
+    pub disk: Arc<dyn Disk>,
+}
+
+/// What one way cost, or why it was left out.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// The way.
+    pub path: CommitPath,
+    /// Median of one synchronous block write, or the reason it was refused.
+    pub outcome: std::result::Result<Duration, String>,
+}
+
+/// Measures `candidates` in `dir` and returns the index of the quickest, with all outcomes. A
+/// single candidate is forced: it is only tried.
+pub fn choose(
+    tools: &dyn Disk,
+    path: &std::path::Path,
+    candidates: &[Candidate],
+    block: usize,
+) -> Result<(usize, Vec<Measured>)> {
+    let mut backend = tools.backend()?;
+    let mut io = Blocking::new(&mut *backend);
+    let dir = io.open_dir(path, true)?;
+    let scratch = make_scratch(&mut io, &dir)?;
+    let mut measured = Vec::new();
+    let mut first_error = None;
+    for candidate in candidates {
+        let outcome = measure(candidate, &dir, block);
+        measured.push(Measured {
+            path: candidate.path,
+            outcome: outcome.as_ref().copied().map_err(Error::to_string),
+        });
+        first_error = first_error.or(outcome.err());
+    }
+    drop(scratch);
+    io.unlink(&dir, SCRATCH_NAME)?;
+    let quickest = measured
+        .iter()
+        .enumerate()
+        .filter_map(|(at, one)| one.outcome.as_ref().ok().map(|took| (took, at)))
+        .min();
+    match (quickest, first_error) {
+        (Some((_, at)), _) => Ok((at, measured)),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(Error::new(
+            ErrorKind::Unsupported,
+            "no way to the disk to choose from",
+        )),
+    }
+}
+
+fn make_scratch(io: &mut Blocking<'_>, dir: &File) -> Result<File> {
+    let access = Access {
+        open: Open::Any,
+        ..Access::CREATE
+    };
+    let file = io.open(dir, SCRATCH_NAME, access)?;
+    io.allocate(&file, SCRATCH_BYTES as u64)?;
+    io.write(&file, 0, SCRATCH_BYTES, Buffer::zeroed(SCRATCH_BYTES), true)?;
+    io.sync(&file)?;
+    Ok(file)
+}
+
+fn measure(candidate: &Candidate, dir: &File, block: usize) -> Result<Duration> {
+    let mut backend = candidate.disk.backend()?;
+    let taken = sample(&mut Blocking::new(&mut *backend), candidate, dir, block);
+    backend.shutdown(None);
+    taken
+}
+
+fn sample(
+    io: &mut Blocking<'_>,
+    candidate: &Candidate,
+    dir: &File,
+    block: usize,
+) -> Result<Duration> {
+    let direct = candidate.path == CommitPath::Direct;
+    let file = io.open(dir, SCRATCH_NAME, Access::WRITE.direct(direct))?;
+    let mut buffer = Buffer::zeroed(block);
+    let mut took = Vec::with_capacity(SAMPLES);
+    for round in 0..SAMPLES {
+        let began = io.now();
+        let offset = (round * block % SCRATCH_BYTES) as u64;
+        buffer = io.write(&file, offset, block, buffer, true)?;
+        took.push(io.now().since(began));
+    }
+    took.sort_unstable();
+    Ok(took[SAMPLES / 2])
+}

@@ -1,0 +1,289 @@
+//! The next segment, made ready in the background so that a commit never pays for it.
+//!
+//! ```text
+//! open tmp -> allocate -> zero-fill -> sync -> rename to its name -> sync directory -> ready
+//! ```
+//!
+//! # Always true
+//!
+//! 1. At most one request of the preparer is in flight, always of the background class.
+//! 2. The file carries its final name only after its zeros are durable, so a segment without a
+//!    valid header is one that was never used.
+//! 3. It only ever writes to a file that no frame has been written to.
+//!
+//! Zero-filling ahead of need lets a commit overwrite blocks that already exist: a data-sync then
+//! carries no change of size or extents. It writes every byte twice, so a log that writes large
+//! groups is given allocated, unwritten space instead.
+
+use crate::{
+    error::{Error, Result},
+    ids::SegmentId,
+    io::{Access, Answer, Backend, Buffer, Class, File, Finished, Op, Request, Token},
+};
+
+use crate::wal::segment;
+
+/// Bytes of one zero-filling write: large enough for the device's full bandwidth, small enough
+/// not to hold up a foreground write behind it for more than about a millisecond.
+const FILL_BYTES: usize = 1 << 20;
+
+/// What the next segment shall be.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) id: SegmentId,
+    pub(crate) bytes: u64,
+    pub(crate) fill: bool,
+    /// Whether frames will be written with direct I/O.
+    pub(crate) direct: bool,
+}
+
+#[derive(Debug)]
+enum Step {
+    Open,
+    Allocate,
+    Fill { offset: u64 },
+    Sync,
+    Rename,
+    SyncDir,
+    Reopen,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Working {
+        plan: Plan,
+        file: Option<File>,
+        step: Step,
+    },
+    Ready {
+        plan: Plan,
+        file: File,
+    },
+    Failed {
+        plan: Plan,
+        error: Error,
+    },
+}
+
+/// Makes one segment at a time.
+#[derive(Debug)]
+pub(crate) struct Preparer {
+    dir: File,
+    state: State,
+    /// Fill through the page cache, because the filesystem has no direct I/O.
+    buffered: bool,
+    zeros: Option<Buffer>,
+    busy: bool,
+}
+
+impl Preparer {
+    pub(crate) fn new(dir: File) -> Self {
+        Self {
+            dir,
+            state: State::Idle,
+            buffered: false,
+            zeros: None,
+            busy: false,
+        }
+    }
+
+    /// Nothing asked for, nothing ready.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
+    /// Starts on `plan`. Only when idle or failed.
+    pub(crate) fn start(&mut self, plan: Plan, backend: &mut dyn Backend, token: Token) {
+        debug_assert!(!self.busy);
+        self.state = State::Working {
+            plan,
+            file: None,
+            step: Step::Open,
+        };
+        self.submit(backend, token);
+    }
+
+    /// Takes the prepared segment, if it is ready.
+    pub(crate) fn take(&mut self) -> Option<(Plan, File)> {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Ready { plan, file } => Some((plan, file)),
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    /// Why the last attempt failed.
+    pub(crate) fn failure(&self) -> Option<&Error> {
+        match &self.state {
+            State::Failed { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The names that an unfinished or unused preparation may have left in the directory.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let plan = match &self.state {
+            State::Idle => return Vec::new(),
+            State::Working { plan, .. }
+            | State::Ready { plan, .. }
+            | State::Failed { plan, .. } => plan,
+        };
+        vec![
+            segment::prepared_name(plan.id),
+            segment::segment_name(plan.id),
+        ]
+    }
+
+    /// Takes the answer to this preparer's request and asks for the next step.
+    pub(crate) fn on_finished(
+        &mut self,
+        finished: Finished,
+        backend: &mut dyn Backend,
+        token: Token,
+    ) {
+        self.busy = false;
+        if let Some(buffer) = finished.buffer {
+            self.zeros = Some(buffer);
+        }
+        let State::Working { plan, file, step } = std::mem::replace(&mut self.state, State::Idle)
+        else {
+            return;
+        };
+        self.state = self.next(plan, file, step, finished.result);
+        if matches!(self.state, State::Working { .. }) {
+            self.submit(backend, token);
+        }
+    }
+
+    fn next(
+        &mut self,
+        plan: Plan,
+        file: Option<File>,
+        step: Step,
+        result: Result<Answer>,
+    ) -> State {
+        let answer = match result {
+            Ok(answer) => answer,
+            Err(error) => return self.on_error(plan, file, step, error),
+        };
+        let (file, step) = match (step, answer) {
+            (Step::Open, Answer::File(file)) => (Some(file), Step::Allocate),
+            (Step::Allocate, _) if plan.fill => (file, Step::Fill { offset: 0 }),
+            (Step::Fill { offset }, _) if offset + (FILL_BYTES as u64) < plan.bytes => {
+                let offset = offset + FILL_BYTES as u64;
+                (file, Step::Fill { offset })
+            }
+            (Step::Allocate | Step::Fill { .. }, _) if cfg!(mutant = "rename_before_sync") => {
+                (file, Step::Rename)
+            }
+            (Step::Allocate | Step::Fill { .. }, _) => (file, Step::Sync),
+            (Step::Sync, _) => (file, Step::Rename),
+            (Step::Rename, _) if cfg!(mutant = "no_directory_sync") => (file, Step::Reopen),
+            (Step::Rename, _) => (file, Step::SyncDir),
+            (Step::SyncDir, _) => (file, Step::Reopen),
+            (Step::Reopen, Answer::File(file)) => return State::Ready { plan, file },
+            (step, answer) => {
+                let error = Error::new(
+                    crate::ErrorKind::Io,
+                    format!("unexpected answer {answer:?} while preparing a segment ({step:?})"),
+                );
+                return State::Failed { plan, error };
+            }
+        };
+        State::Working { plan, file, step }
+    }
+
+    /// Direct I/O and `fallocate` are conveniences here: without them the step is done another way.
+    fn on_error(&mut self, plan: Plan, file: Option<File>, step: Step, error: Error) -> State {
+        let unsupported = error.kind() == crate::ErrorKind::Unsupported;
+        match step {
+            Step::Open if unsupported && !self.buffered => {
+                self.buffered = true;
+                State::Working { plan, file, step }
+            }
+            Step::Allocate if unsupported => State::Working {
+                file,
+                step: if plan.fill {
+                    Step::Fill { offset: 0 }
+                } else {
+                    Step::Sync
+                },
+                plan,
+            },
+            _ => State::Failed { plan, error },
+        }
+    }
+
+    fn submit(&mut self, backend: &mut dyn Backend, token: Token) {
+        let Some(op) = self.operation() else { return };
+        let request = Request {
+            token,
+            class: Class::Background,
+            op,
+        };
+        match backend.submit(request) {
+            Ok(()) => self.busy = true,
+            Err(_refused) => self.give_up(),
+        }
+    }
+
+    /// The table was full. A later rotation starts over.
+    fn give_up(&mut self) {
+        if let State::Working { plan, .. } = std::mem::replace(&mut self.state, State::Idle) {
+            let error = Error::new(
+                crate::ErrorKind::Overloaded,
+                "the I/O backend had no room for a background request",
+            );
+            self.state = State::Failed { plan, error };
+        }
+    }
+
+    fn operation(&mut self) -> Option<Op> {
+        let State::Working { plan, file, step } = &self.state else {
+            return None;
+        };
+        let dir = self.dir.clone();
+        let temporary = segment::prepared_name(plan.id);
+        Some(match step {
+            Step::Open => Op::Open {
+                dir,
+                name: temporary,
+                access: Access {
+                    open: crate::io::Open::Any,
+                    ..Access::CREATE.direct(!self.buffered)
+                },
+            },
+            Step::Allocate => Op::Allocate {
+                file: file.clone()?,
+                length: plan.bytes,
+            },
+            Step::Fill { offset } => Op::Write {
+                file: file.clone()?,
+                offset: *offset,
+                length: FILL_BYTES.min((plan.bytes - offset) as usize),
+                buffer: self
+                    .zeros
+                    .take()
+                    .unwrap_or_else(|| Buffer::zeroed(FILL_BYTES)),
+                sync: false,
+            },
+            Step::Sync => Op::Sync {
+                file: file.clone()?,
+            },
+            Step::Rename => Op::Rename {
+                dir,
+                from: temporary,
+                to: segment::segment_name(plan.id),
+            },
+            Step::SyncDir => Op::SyncDir { dir },
+            Step::Reopen => Op::Open {
+                dir,
+                name: segment::segment_name(plan.id),
+                access: Access::WRITE.direct(plan.direct),
+            },
+        })
+    }
+}

@@ -1,0 +1,364 @@
+//! The handle of an open log: append, wait, look. Cheap to clone, usable from any thread.
+//!
+//! A call claims its LSN when it is made: the LSN is the position on the ring, counted from the
+//! first LSN of this open. There is no second allocator whose numbers could be lost or reordered.
+
+use std::time::Duration;
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    ids::Lsn,
+    port::Watch,
+    ring::{Admission, AdmissionState, Claim, Entries, Producer, Refusal},
+    sync::{Arc, AtomicBool, Mutex, Ordering, Wake, lock},
+};
+
+use super::{
+    counters::{Counters, Counts},
+    cursor::Cursors,
+    frame::RECORD_HEADER_BYTES,
+    group::Entry,
+    marks::{Level, Marks},
+    recovery::RecoveryReport,
+    settings::LogSettings,
+    truncate::Segments,
+};
+
+/// One record's bytes.
+pub type Payload = Box<[u8]>;
+
+/// What the handle, the committer and the readers share.
+pub(crate) struct Shared {
+    pub(crate) settings: LogSettings,
+    pub(crate) producer: Producer<Entry>,
+    /// LSN of ring position zero.
+    pub(crate) origin: Lsn,
+    pub(crate) marks: Marks,
+    pub(crate) segments: Segments,
+    pub(crate) counters: Counters,
+    pub(crate) report: RecoveryReport,
+    pub(crate) cursors: Mutex<Cursors>,
+    close_requested: AtomicBool,
+    driver: Mutex<Option<Arc<dyn Wake>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        settings: LogSettings,
+        producer: Producer<Entry>,
+        origin: Lsn,
+        segments: Segments,
+        report: RecoveryReport,
+        cursors: Cursors,
+    ) -> Self {
+        Self {
+            settings,
+            producer,
+            origin,
+            marks: Marks::new(origin.previous()),
+            segments,
+            counters: Counters::default(),
+            report,
+            cursors: Mutex::new(cursors),
+            close_requested: AtomicBool::new(false),
+            driver: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn attach_driver(&self, wake: Arc<dyn Wake>) {
+        *lock(&self.driver) = Some(wake);
+    }
+
+    pub(crate) fn wake_driver(&self) {
+        let wake = lock(&self.driver).clone();
+        if let Some(wake) = wake {
+            wake.wake();
+        }
+    }
+
+    pub(crate) fn durable(&self) -> Lsn {
+        self.marks.durable()
+    }
+
+    pub(crate) fn advance(&self, durable: Lsn) {
+        self.marks.advance(durable);
+    }
+
+    pub(crate) fn failure(&self) -> Option<&Error> {
+        self.marks.failure()
+    }
+
+    /// The one way into the failed state; the first cause stays.
+    pub(crate) fn poison(&self, cause: Error) {
+        let error = Error::new(
+            ErrorKind::Poisoned,
+            "the log stopped after a failed write; records that were not acknowledged may or may \
+             not be durable: close it and open it again to find out",
+        )
+        .with("durable_lsn", self.durable().0)
+        .caused_by(cause);
+        if cfg!(mutant = "poison_not_sticky") {
+            return;
+        }
+        self.marks.fail(error);
+        self.producer.close();
+    }
+
+    /// An orderly close: no new claims; what was claimed is still written.
+    pub(crate) fn request_close(&self) {
+        self.producer.close();
+        // Release: pairs with the Acquire in `is_close_requested`; the closed ring comes first.
+        self.close_requested.store(true, Ordering::Release);
+        self.wake_driver();
+    }
+
+    pub(crate) fn is_close_requested(&self) -> bool {
+        // Acquire: pairs with the Release in `request_close`.
+        self.close_requested.load(Ordering::Acquire)
+    }
+
+    fn lsn(&self, position: u64) -> Lsn {
+        self.origin.plus(position)
+    }
+
+    fn refused(&self, reason: Refusal) -> Error {
+        if let Some(error) = self.failure() {
+            return error.clone();
+        }
+        match reason {
+            Refusal::Full | Refusal::TimedOut => Error::new(
+                ErrorKind::Overloaded,
+                "as many records as allowed are waiting for the disk; await append() instead, \
+                 or try again later",
+            )
+            .with("ring_entries", self.settings.ring_entries as i64)
+            .with("ring_bytes", self.settings.ring_bytes as i64),
+            Refusal::TooLarge { .. } => Error::new(
+                ErrorKind::TooLarge,
+                "more than ring_entries or ring_bytes can ever hold",
+            )
+            .with("ring_entries", self.settings.ring_entries as i64)
+            .with("ring_bytes", self.settings.ring_bytes as i64),
+            Refusal::Closed => closed(),
+        }
+    }
+
+    /// Checks limits that waiting will not change.
+    fn check(&self, payloads: &[Payload]) -> Result<()> {
+        let limit = self.settings.record_bytes_max;
+        if let Some(large) = payloads.iter().find(|payload| payload.len() > limit) {
+            return Err(too_large("record_bytes_max", large.len(), limit));
+        }
+        let bytes: usize = payloads.iter().map(|p| p.len() + RECORD_HEADER_BYTES).sum();
+        let limit = self.settings.group_bytes_max + RECORD_HEADER_BYTES;
+        if bytes > limit {
+            return Err(too_large("group_bytes_max", bytes, limit));
+        }
+        Ok(())
+    }
+}
+
+fn too_large(limit: &'static str, found: usize, allowed: usize) -> Error {
+    Error::new(
+        ErrorKind::TooLarge,
+        format!("{found} bytes are more than {limit} allows ({allowed})"),
+    )
+    .with_text("limit", limit)
+    .with("found", found as i64)
+    .with("allowed", allowed as i64)
+}
+
+pub(crate) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the log is closed; open it again")
+}
+
+/// Where a claim stands.
+pub enum Claimed {
+    /// In the ring: the LSN of the first record.
+    Now(Lsn),
+    /// The ring is full; it waits in line.
+    Later(PendingAppend),
+}
+
+/// An append that waits for room in the ring, first come first served.
+pub struct PendingAppend {
+    admission: Arc<Admission<Entry>>,
+    shared: Arc<Shared>,
+}
+
+/// How an append that had to wait in line stands.
+#[derive(Debug, Clone)]
+pub enum Pending {
+    /// Still in line.
+    Waiting,
+    /// In the ring, from this LSN on.
+    Admitted(Lsn),
+    /// The log closed or failed first; nothing was written.
+    Failed(Error),
+}
+
+impl PendingAppend {
+    /// How it stands.
+    pub fn state(&self) -> Pending {
+        match self.admission.state() {
+            AdmissionState::Waiting => Pending::Waiting,
+            AdmissionState::Admitted(position) => Pending::Admitted(self.shared.lsn(position)),
+            AdmissionState::Closed | AdmissionState::Cancelled => {
+                Pending::Failed(self.shared.refused(Refusal::Closed))
+            }
+        }
+    }
+
+    /// Leaves the line. True: it was still in line and will never be written.
+    pub fn cancel(&self) -> bool {
+        self.admission.cancel()
+    }
+}
+
+/// The watermarks of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watermarks {
+    /// Claimed on the ring, in memory.
+    pub appended: Lsn,
+    /// In the file.
+    pub committed: Lsn,
+    /// Survives power loss.
+    pub durable: Lsn,
+}
+
+/// Appending, for any thread.
+#[derive(Clone)]
+pub struct Appender(pub(crate) Arc<Shared>);
+
+impl Appender {
+    /// Puts one record on the ring and returns its LSN without waiting. `Overloaded` when full.
+    pub fn submit(&self, payload: Payload) -> Result<Lsn> {
+        let shared = &self.0;
+        shared.check(std::slice::from_ref(&payload))?;
+        match shared.producer.try_append(Entry::single(payload)) {
+            Ok(position) => Ok(shared.lsn(position)),
+            Err(refused) => Err(shared.refused(refused.reason)),
+        }
+    }
+
+    /// Puts records on the ring that will share a frame. Returns the first LSN.
+    pub fn submit_many(&self, payloads: Vec<Payload>) -> Result<Lsn> {
+        let shared = &self.0;
+        self.check_batch(&payloads)?;
+        match shared.producer.try_append_many(Entry::batch(payloads)) {
+            Ok(position) => Ok(shared.lsn(position)),
+            Err(refused) => Err(shared.refused(refused.reason)),
+        }
+    }
+
+    /// Like [`submit`](Self::submit), but joins the line when the ring is full; `wake` is called
+    /// once when it leaves the line other than by `cancel`.
+    pub fn append(
+        &self,
+        payload: Payload,
+        wake: impl FnOnce() -> Arc<dyn Wake>,
+    ) -> Result<Claimed> {
+        let shared = &self.0;
+        shared.check(std::slice::from_ref(&payload))?;
+        match shared.producer.try_append(Entry::single(payload)) {
+            Ok(position) => Ok(Claimed::Now(shared.lsn(position))),
+            Err(refused) if refused.reason == Refusal::Full => {
+                self.queue(Entries::One(refused.value), wake())
+            }
+            Err(refused) => Err(shared.refused(refused.reason)),
+        }
+    }
+
+    /// [`append`](Self::append) for records that will share a frame.
+    pub fn append_many(
+        &self,
+        payloads: Vec<Payload>,
+        wake: impl FnOnce() -> Arc<dyn Wake>,
+    ) -> Result<Claimed> {
+        let shared = &self.0;
+        self.check_batch(&payloads)?;
+        match shared.producer.try_append_many(Entry::batch(payloads)) {
+            Ok(position) => Ok(Claimed::Now(shared.lsn(position))),
+            Err(refused) if refused.reason == Refusal::Full => {
+                self.queue(Entries::Many(refused.value), wake())
+            }
+            Err(refused) => Err(shared.refused(refused.reason)),
+        }
+    }
+
+    fn check_batch(&self, payloads: &[Payload]) -> Result<()> {
+        if payloads.is_empty() {
+            return Err(Error::invalid("a batch needs at least one record"));
+        }
+        self.0.check(payloads)
+    }
+
+    fn queue(&self, entries: Entries<Entry>, wake: Arc<dyn Wake>) -> Result<Claimed> {
+        let shared = &self.0;
+        match shared.producer.append_or_queue(entries, wake) {
+            Ok(Claim::Now(position)) => Ok(Claimed::Now(shared.lsn(position))),
+            Ok(Claim::Later(admission)) => Ok(Claimed::Later(PendingAppend {
+                admission,
+                shared: Arc::clone(shared),
+            })),
+            Err(refused) => Err(shared.refused(refused.reason)),
+        }
+    }
+
+    /// The watermarks now. `appended` may lie above records that are still being published.
+    pub fn marks(&self) -> Watermarks {
+        let durable = self.0.marks.durable();
+        let committed = self.0.marks.committed().max(durable);
+        let claimed = self.0.lsn(self.0.producer.claimed()).previous();
+        Watermarks {
+            appended: claimed.max(committed),
+            committed,
+            durable,
+        }
+    }
+
+    /// Why nothing is acknowledged any more: the poison, or closed.
+    pub fn failure(&self) -> Option<Error> {
+        self.0.failure().cloned()
+    }
+
+    /// A watch that is woken when a mark moves or the log fails.
+    pub fn watch(&self, wake: Arc<dyn Wake>) -> Arc<Watch> {
+        self.0.marks.watch(wake)
+    }
+
+    /// Waits on a plain thread.
+    pub fn wait(&self, level: Level, lsn: Lsn, timeout: Option<Duration>) -> Result<()> {
+        self.0.marks.wait(level, lsn, timeout)
+    }
+
+    /// What was done since the open.
+    pub fn counts(&self) -> Counts {
+        self.0.counters.snapshot()
+    }
+
+    /// Asks for an orderly close: no new claims; what was claimed is still written.
+    pub fn request_close(&self) {
+        self.0.request_close();
+    }
+
+    /// How many segments can be read.
+    pub fn segments_count(&self) -> usize {
+        self.0.segments.count()
+    }
+
+    /// What recovery found.
+    pub fn report(&self) -> &RecoveryReport {
+        &self.0.report
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &LogSettings {
+        &self.0.settings
+    }
+
+    /// The first LSN that can be read.
+    pub fn first_lsn(&self) -> Lsn {
+        self.0.segments.first()
+    }
+}

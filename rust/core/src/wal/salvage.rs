@@ -1,0 +1,194 @@
+//! Everything readable of a damaged log: runs of whole frames, in LSN order, with a report of what
+//! lies between them.
+
+use crate::{
+    error::Result,
+    ids::{Lsn, SegmentId},
+    io::{Access, Blocking, File},
+};
+
+use super::{
+    recovery::{Damage, Recovered, SegmentSummary, Torn, WriteBar},
+    scan::{Scanner, Stop},
+    segment::{End, HeaderFault, SegmentHeader, segment_name},
+    survey::{Found, Survey},
+    verdict::{Evidence, Verdict, judge},
+};
+
+/// Reads every segment through and keeps what is whole. Fails only where the system does.
+pub(super) fn recover(io: &mut Blocking, dir: &File, survey: &Survey) -> Result<Recovered> {
+    let mut recovered = Recovered::empty(survey);
+    recovered.write_bar = Some(WriteBar::Salvage);
+    recovered.store = survey
+        .found
+        .iter()
+        .rev()
+        .find_map(|found| found.valid().map(|h| h.store));
+    for (at, found) in survey.found.iter().enumerate() {
+        match &found.header {
+            Ok((header, _))
+                if Some(header.store) != recovered.store || header.segment != found.id =>
+            {
+                let base = header.base;
+                recovered.note(found.id, 0, base, None, judge(Evidence::Foreign));
+            }
+            Ok(_) => pieces(io, dir, survey, found, &mut recovered)?,
+            Err(fault) => {
+                let last = survey.found[at..].iter().all(|found| found.header.is_err());
+                if *fault != HeaderFault::Empty || !last {
+                    let next = recovered.next;
+                    let verdict = judge(Evidence::NoHeader { last, trace: true });
+                    recovered.note(found.id, 0, next, None, verdict);
+                }
+            }
+        }
+    }
+    recovered.first = recovered
+        .segments
+        .first()
+        .map_or(Lsn::FIRST, SegmentSummary::base);
+    recovered.report.segments = recovered.segments.len() as u64;
+    recovered.report.bytes = recovered.segments.iter().map(SegmentSummary::bytes).sum();
+    Ok(recovered)
+}
+
+impl Recovered {
+    /// Whether a segment comes after what was read so far; notes what lies between.
+    fn has_place(&mut self, header: &SegmentHeader) -> bool {
+        if self.segments.is_empty() || header.base == self.next {
+            self.next = header.base;
+            return true;
+        }
+        let is_above = header.base > self.next;
+        let (evidence, from, to) = if is_above {
+            (Evidence::Missing, self.next, header.base)
+        } else {
+            (Evidence::Disagrees, header.base, self.next)
+        };
+        self.note(
+            header.segment,
+            0,
+            from,
+            Some(to.previous()),
+            judge(evidence),
+        );
+        is_above
+    }
+
+    fn note(
+        &mut self,
+        segment: SegmentId,
+        offset: u64,
+        first: Lsn,
+        last: Option<Lsn>,
+        verdict: Verdict,
+    ) {
+        if let Verdict::Damage(what) = verdict {
+            self.report.damage.push(Damage {
+                segment,
+                offset,
+                first,
+                last,
+                what,
+            });
+        }
+    }
+}
+
+/// The runs of whole frames in one segment. What its successor dropped stays dropped.
+fn pieces(
+    io: &mut Blocking,
+    dir: &File,
+    survey: &Survey,
+    found: &Found,
+    recovered: &mut Recovered,
+) -> Result<()> {
+    let Ok((header, header_crc)) = &found.header else {
+        return Ok(());
+    };
+    let (said, is_superseded) = successor(survey, header);
+    if is_superseded || !recovered.has_place(header) {
+        return Ok(());
+    }
+    let length = said.map_or(found.length, |end| end.offset.min(found.length));
+    let file = io.open(dir, &segment_name(found.id), Access::READ)?;
+    let mut scanner = Scanner::new(header.clone(), *header_crc, file, length);
+    loop {
+        let (offset, expected) = (scanner.end().offset, scanner.expected());
+        let stop = scanner.run(io)?;
+        let end = scanner.end();
+        if end.next > expected.next {
+            recovered.report.records += end.next.0 - expected.next.0;
+            recovered.next = end.next;
+            recovered.segments.push(SegmentSummary {
+                header: header.clone(),
+                offset,
+                expected,
+                end: Some(end),
+            });
+        }
+        if said == Some(end) || !go_on(io, &mut scanner, stop, said, recovered)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Judges the place where a run ends and reports it; moves to the next run. False if there is
+/// none that counts.
+fn go_on(
+    io: &mut Blocking,
+    scanner: &mut Scanner,
+    stop: Stop,
+    said: Option<End>,
+    recovered: &mut Recovered,
+) -> Result<bool> {
+    let end = scanner.end();
+    let beyond = scanner.beyond(io, stop)?;
+    let tail = scanner.evidence(stop, &beyond);
+    let verdict = match said {
+        Some(_) => Verdict::Damage("frames that the successor continues are damaged"),
+        None => judge(Evidence::Tail(tail)),
+    };
+    let is_damage = matches!(verdict, Verdict::Damage(_));
+    let is_more = is_damage && scanner.skip(io, end.next)?;
+    let next = if is_more {
+        scanner.expected().next
+    } else {
+        said.map_or(end.next, |said| said.next)
+    };
+    let last = (next > end.next).then_some(next.previous());
+    recovered.note(end.segment, end.offset, end.next, last, verdict);
+    recovered.next = recovered.next.max(next);
+    match verdict {
+        Verdict::Torn => {
+            recovered.report.cut_bytes = beyond.residue_end.saturating_sub(end.offset);
+            recovered.report.torn_at = Some(Torn {
+                segment: end.segment,
+                offset: end.offset,
+                next: end.next,
+            });
+        }
+        Verdict::Closed => recovered.report.clean_close = true,
+        Verdict::End | Verdict::NeverUsed | Verdict::Damage(_) => {}
+    }
+    Ok(is_more)
+}
+
+/// What a later segment says about where this one ended, and whether a later one says that this
+/// one is no part of the log.
+fn successor(survey: &Survey, header: &SegmentHeader) -> (Option<End>, bool) {
+    let later = survey.found.iter().filter_map(Found::valid);
+    let mut later =
+        later.filter(|later| later.segment > header.segment && later.store == header.store);
+    let said = later.clone().find_map(|later| {
+        later
+            .predecessor
+            .filter(|prior| prior.segment == header.segment)
+    });
+    let is_passed_over = |later: &SegmentHeader| {
+        later
+            .predecessor
+            .is_none_or(|prior| prior.segment < header.segment)
+    };
+    (said, said.is_none() && later.any(is_passed_over))
+}

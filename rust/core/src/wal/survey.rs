@@ -1,0 +1,122 @@
+//! What lies in a log directory: names and headers, before anything is judged.
+
+use crate::{
+    error::Result,
+    ids::SegmentId,
+    io::{Access, Blocking, Buffer, File},
+};
+
+use super::{
+    scan::{CHUNK_BYTES, Source, is_unreadable, is_zero},
+    segment::{
+        BLOCK_BYTES_MIN, HeaderFault, Name, SEGMENT_HEADER_READ, SegmentHeader, segment_name,
+    },
+};
+
+/// A file with the name of a segment.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The number in its name.
+    pub id: SegmentId,
+    /// Its length.
+    pub length: u64,
+    /// Its header and the checksum of it.
+    pub header: Result<(SegmentHeader, u32), HeaderFault>,
+}
+
+impl Found {
+    /// The header, if it has one.
+    pub fn valid(&self) -> Option<&SegmentHeader> {
+        self.header.as_ref().ok().map(|(header, _)| header)
+    }
+}
+
+/// Everything in a log directory that recovery looks at.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Files named as segments, by number.
+    pub found: Vec<Found>,
+    /// The highest number in any name.
+    pub highest: u64,
+    /// Names of half-made and prepared files.
+    pub leftovers: Vec<String>,
+}
+
+impl Survey {
+    /// Lists the directory and reads all headers. Fails, with nothing touched, if any segment has
+    /// a version or a feature that is not known.
+    ///
+    /// The directory, and the segments from the last valid one on, are synced before they are
+    /// read: what a killed owner left in the cache must not be shown and then lost.
+    pub fn of(io: &mut Blocking, dir: &File) -> Result<Self> {
+        io.sync_dir(dir)?;
+        let mut survey = Self::default();
+        let mut ids = Vec::new();
+        for name in io.list(dir)? {
+            match Name::parse(&name) {
+                Name::Segment(id) => ids.push(id),
+                Name::Prepared(id) => {
+                    survey.highest = survey.highest.max(id.0);
+                    survey.leftovers.push(name);
+                }
+                Name::Temporary => survey.leftovers.push(name),
+                Name::Lock | Name::Cursors | Name::Other => {}
+            }
+        }
+        ids.sort_unstable();
+        survey.highest = ids.last().map_or(0, |id| id.0).max(survey.highest);
+        let mut trusted = false;
+        for id in ids.into_iter().rev() {
+            let found = examine(io, dir, id, trusted)?;
+            if let Err(fault @ HeaderFault::Unknown { .. }) = &found.header {
+                return Err(fault.clone().into_error(id));
+            }
+            trusted |= found.header.is_ok();
+            survey.found.push(found);
+        }
+        survey.found.reverse();
+        Ok(survey)
+    }
+
+    /// The file of a segment.
+    pub fn get(&self, id: SegmentId) -> Option<&Found> {
+        let at = self
+            .found
+            .binary_search_by_key(&id, |found| found.id)
+            .ok()?;
+        self.found.get(at)
+    }
+}
+
+fn examine(io: &mut Blocking, dir: &File, id: SegmentId, trusted: bool) -> Result<Found> {
+    let file = io.open(dir, &segment_name(id), Access::READ)?;
+    if !trusted {
+        io.sync(&file)?;
+        io.drop_cache(&file)?;
+    }
+    let length = io.length(&file)?;
+    let buffer = Buffer::zeroed(SEGMENT_HEADER_READ);
+    let header = match io.read(&file, 0, SEGMENT_HEADER_READ, buffer) {
+        Ok((count, buffer)) => SegmentHeader::decode(&buffer[..count]),
+        Err(error) if is_unreadable(&error) => {
+            Err(HeaderFault::Damaged("the device cannot read it"))
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Found { id, length, header })
+}
+
+/// Whether a file without a valid header may hold anything: a byte that is not zero behind the
+/// header, or a sector that cannot be read.
+pub fn has_trace(io: &mut Blocking, dir: &File, found: &Found) -> Result<bool> {
+    let file = io.open(dir, &segment_name(found.id), Access::READ)?;
+    let mut source = Source::new(file, found.length, CHUNK_BYTES);
+    let mut at = u64::from(BLOCK_BYTES_MIN);
+    while at < source.length() {
+        match source.at(io, at, 1)? {
+            Ok(bytes) if is_zero(bytes) => at += bytes.len() as u64,
+            Ok(_) | Err(_) => return Ok(true),
+        }
+    }
+    Ok(found.header == Err(HeaderFault::Damaged("the device cannot read it")))
+}

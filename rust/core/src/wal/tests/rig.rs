@@ -1,0 +1,103 @@
+//! A log on the simulated disk, turned by hand.
+
+use std::path::Path;
+
+use crate::{
+    error::Result,
+    ids::{Lsn, StoreId},
+    io::{Backend, Wait},
+    sim::SimDisk,
+    sync::Arc,
+    wal::{
+        commit::Next,
+        lock::{Census, Holder},
+        open::{self, Manner, Opened, World},
+        settings::LogSettings,
+    },
+};
+
+/// Nobody is alive but us.
+pub(crate) struct Alone;
+
+impl Census for Alone {
+    fn myself(&self) -> Holder {
+        Holder {
+            pid: 1,
+            started: 1,
+            boot: "sim".to_owned(),
+        }
+    }
+
+    fn is_alive(&self, _: &Holder) -> bool {
+        false
+    }
+}
+
+pub(crate) fn world(disk: &SimDisk) -> World {
+    World {
+        clock: Arc::new(disk.clock()),
+        disk: Arc::new(disk.clone()),
+        census: Box::new(Alone),
+        fresh_id: StoreId([7; 16]),
+    }
+}
+
+/// Small enough to rotate often.
+pub(crate) fn small() -> LogSettings {
+    LogSettings {
+        segment_bytes: 32 << 10,
+        segment_first_bytes: 8 << 10,
+        record_bytes_max: 4 << 10,
+        group_bytes_max: 8 << 10,
+        ring_entries: 64,
+        ring_bytes: 64 << 10,
+        block_bytes: 512,
+        ..LogSettings::default()
+    }
+}
+
+pub(crate) struct Rig {
+    pub(crate) opened: Opened,
+    pub(crate) backend: Box<dyn Backend>,
+}
+
+impl Rig {
+    pub(crate) fn open(disk: &SimDisk, settings: LogSettings, window: u32) -> Result<Self> {
+        let world = world(disk);
+        let manner = Manner {
+            window,
+            direct: false,
+        };
+        let opened = open::open(&world, Path::new("/log"), settings, || Ok(manner))?;
+        let mut backend = world.disk.backend()?;
+        backend.hold(&opened.lock)?;
+        opened.committer.attach(&*backend);
+        Ok(Self { opened, backend })
+    }
+
+    /// Turns until nothing is in flight; returns whether the committer is done.
+    pub(crate) fn settle(&mut self) -> bool {
+        loop {
+            match self.opened.committer.turn(&mut *self.backend) {
+                Next::Done => return true,
+                Next::Wait(Wait::Never) => {}
+                Next::Wait(_) if self.backend.in_flight() == 0 => return false,
+                Next::Wait(_) => {}
+            }
+            self.opened
+                .committer
+                .wait(&mut *self.backend, Wait::Forever);
+        }
+    }
+
+    pub(crate) fn submit(&self, bytes: &[u8]) -> Result<Lsn> {
+        self.opened.appender.submit(bytes.into())
+    }
+
+    pub(crate) fn close(mut self) -> Result<()> {
+        self.opened.appender.request_close();
+        assert!(self.settle());
+        self.backend.let_go();
+        crate::io::Blocking::new(&mut *self.backend).unlock(&self.opened.lock)
+    }
+}

@@ -1,0 +1,320 @@
+//! Plants known bugs one by one and requires the named test to fail.
+//!
+//! A bug stands in the engine behind `cfg!(mutant = "name")`; `rust/mutants.toml` says which test
+//! must notice it. For each: build, run, and demand a failure within a bounded time. A build that
+//! fails is an error, not a kill, and every killer must first pass on the code as it is.
+//!
+//! The switch reaches only the engine: this program stands in as the workspace's rustc wrapper,
+//! under a path that carries the bug's name. Cargo keys its cache by that path, so dependencies
+//! are built once and each bug costs one build of the engine.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Where the table stands, from the repository root.
+pub const TABLE: &str = "rust/mutants.toml";
+
+const WRAPPER_SWITCH: &str = "MILLRACE_PLANTED_BUG_WRAPPER";
+const SECONDS_DEFAULT: u64 = 120;
+
+/// One planted bug and the test that must notice it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mutant {
+    pub name: String,
+    /// What is wrong in the world where this bug exists, in a few words.
+    bug: String,
+    /// Explored by loom instead of run.
+    loom: bool,
+    /// Arguments of `cargo test` that select the killer.
+    killer: String,
+    /// How long the killer may take. Hanging counts as noticing only if `hangs` says so.
+    seconds: u64,
+    hangs: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Killed,
+    Survived,
+    TimedOut,
+}
+
+/// Reads the table; a missing one is an empty one.
+pub fn read_table(root: &Path) -> Result<Vec<Mutant>, String> {
+    match fs::read_to_string(root.join(TABLE)) {
+        Ok(text) => parse(&text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(format!("cannot read {TABLE}: {error}")),
+    }
+}
+
+/// The few lines of TOML that the table uses: `[[mutant]]` and `key = value`.
+fn parse(text: &str) -> Result<Vec<Mutant>, String> {
+    let mut tables: Vec<BTreeMap<String, String>> = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if line == "[[mutant]]" {
+            tables.push(BTreeMap::new());
+            continue;
+        }
+        let complaint = || format!("{TABLE}:{}: not understood: {line}", index + 1);
+        let (key, value) = line.split_once('=').ok_or_else(complaint)?;
+        let table = tables.last_mut().ok_or_else(complaint)?;
+        table.insert(
+            key.trim().to_owned(),
+            value.trim().trim_matches('"').to_owned(),
+        );
+    }
+    tables.into_iter().map(from_table).collect()
+}
+
+fn from_table(mut table: BTreeMap<String, String>) -> Result<Mutant, String> {
+    let mut need = |key: &str| {
+        table
+            .remove(key)
+            .ok_or_else(|| format!("{TABLE}: an entry has no `{key}`"))
+    };
+    let (name, bug, killer) = (need("name")?, need("bug")?, need("killer")?);
+    let seconds = match table.remove("seconds") {
+        Some(text) => text
+            .parse()
+            .map_err(|_| format!("{TABLE}: {name}: seconds = {text}"))?,
+        None => SECONDS_DEFAULT,
+    };
+    let mut flag = |key: &str| table.remove(key).is_some_and(|value| value == "true");
+    let mutant = Mutant {
+        name,
+        bug,
+        loom: flag("loom"),
+        killer,
+        seconds,
+        hangs: flag("hangs"),
+    };
+    match table.keys().next() {
+        Some(key) => Err(format!("{TABLE}: {}: unknown key `{key}`", mutant.name)),
+        None => Ok(mutant),
+    }
+}
+
+/// Runs the named bugs, or all; true if every one was killed.
+pub fn run(root: &Path, names: &[String]) -> Result<bool, String> {
+    let table = read_table(root)?;
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !table.iter().any(|m| m.name == **name))
+    {
+        return Err(format!("`{unknown}` is not in {TABLE}"));
+    }
+    let chosen: Vec<&Mutant> = table
+        .iter()
+        .filter(|m| names.is_empty() || names.contains(&m.name))
+        .collect();
+    if chosen.is_empty() {
+        return Err(format!("no planted bug to run: {TABLE} is empty"));
+    }
+    check_killers(root, &chosen)?;
+    let width = chosen.iter().map(|m| m.name.len()).max().unwrap_or(0);
+    let mut survivors = 0;
+    for mutant in &chosen {
+        let started = Instant::now();
+        let verdict = execute(root, mutant, Some(&mutant.name))?;
+        let killed = verdict == Verdict::Killed || (verdict == Verdict::TimedOut && mutant.hangs);
+        survivors += usize::from(!killed);
+        let word = match (killed, verdict) {
+            (true, _) => "killed",
+            (false, Verdict::TimedOut) => "TIMED OUT",
+            (false, _) => "SURVIVED",
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        println!(
+            "{:width$}  {word:9}  {seconds:6.1} s  {}",
+            mutant.name, mutant.bug
+        );
+    }
+    println!("mutants: {} planted, {survivors} not killed", chosen.len());
+    Ok(survivors == 0)
+}
+
+/// A killer that fails on the code as it is proves nothing when it fails on a planted bug.
+fn check_killers(root: &Path, chosen: &[&Mutant]) -> Result<(), String> {
+    let mut seen = Vec::new();
+    for mutant in chosen {
+        let killer = (mutant.loom, mutant.killer.as_str());
+        if seen.contains(&killer) {
+            continue;
+        }
+        seen.push(killer);
+        if execute(root, mutant, None)? != Verdict::Survived {
+            return Err(format!(
+                "the killer `{}` fails without any planted bug",
+                mutant.killer
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn execute(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Verdict, String> {
+    let mut build = killer_command(root, mutant, planted)?;
+    let built = build
+        .arg("--no-run")
+        .output()
+        .map_err(|error| format!("cannot run cargo: {error}"))?;
+    if !built.status.success() {
+        let why = String::from_utf8_lossy(&built.stderr).into_owned();
+        return Err(format!("`{}` does not build:\n{why}", mutant.name));
+    }
+    let mut child = killer_command(root, mutant, planted)?
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("cannot run cargo: {error}"))?;
+    let deadline = Instant::now() + Duration::from_secs(mutant.seconds);
+    loop {
+        if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
+            return Ok(if status.success() {
+                Verdict::Survived
+            } else {
+                Verdict::Killed
+            });
+        }
+        if Instant::now() > deadline {
+            end_group(&mut child);
+            return Ok(Verdict::TimedOut);
+        }
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Ends cargo and the test it started: they share a process group of their own.
+fn end_group(child: &mut std::process::Child) {
+    let group = format!("-{}", child.id());
+    let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+    let _ = child.wait();
+}
+
+fn killer_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Command, String> {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(root)
+        .process_group(0)
+        .stdin(Stdio::null());
+    command.args(["test", "--quiet", "--locked", "--profile", "fast"]);
+    let target = if mutant.loom {
+        command.env("RUSTFLAGS", "--cfg loom");
+        root.join("target/mutants-loom")
+    } else {
+        command.env_remove("RUSTFLAGS");
+        root.join("target/mutants")
+    };
+    command
+        .env("CARGO_TARGET_DIR", &target)
+        .args(mutant.killer.split_whitespace());
+    if let Some(name) = planted {
+        command
+            .env("RUSTC_WORKSPACE_WRAPPER", wrapper(&target, name)?)
+            .env(WRAPPER_SWITCH, "1");
+    }
+    Ok(command)
+}
+
+/// A link to this program whose name is the bug's.
+fn wrapper(target: &Path, name: &str) -> Result<PathBuf, String> {
+    let place = || -> std::io::Result<PathBuf> {
+        let folder = target.join("planted");
+        fs::create_dir_all(&folder)?;
+        let link = folder.join(name);
+        if fs::symlink_metadata(&link).is_ok() {
+            fs::remove_file(&link)?;
+        }
+        std::os::unix::fs::symlink(std::env::current_exe()?, &link)?;
+        Ok(link)
+    };
+    place().map_err(|error| format!("cannot prepare the rustc wrapper: {error}"))
+}
+
+/// If cargo started this program as a wrapper: run rustc, with the bug switched on in the engine.
+pub fn wrapped_rustc() -> Option<ExitCode> {
+    std::env::var_os(WRAPPER_SWITCH)?;
+    let mut arguments = std::env::args_os();
+    let own = PathBuf::from(arguments.next()?);
+    let rustc = arguments.next()?;
+    let name = own.file_name()?.to_string_lossy().into_owned();
+    let arguments = planted_arguments(arguments.collect(), &name);
+    let status = Command::new(rustc).args(arguments).status().ok()?;
+    Some(
+        status
+            .code()
+            .and_then(|code| u8::try_from(code).ok())
+            .map_or(ExitCode::FAILURE, ExitCode::from),
+    )
+}
+
+fn planted_arguments(mut arguments: Vec<OsString>, name: &str) -> Vec<OsString> {
+    let is_engine = arguments
+        .windows(2)
+        .any(|w| w[0] == "--crate-name" && w[1] == "millrace_core");
+    if is_engine {
+        arguments.push("--cfg".into());
+        arguments.push(format!("mutant=\"{name}\"").into());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_read() {
+        // Belief: defaults are filled in, flags and numbers are understood.
+        let text = "# c\n[[mutant]]\nname = \"a\"\nbug = \"b = c\"\nkiller = \"-p x y\"\n\n\
+                    [[mutant]]\nname = \"d\"\nbug = \"e\"\nkiller = \"f\"\nloom = true\nhangs = true\nseconds = 9\n";
+        let table = parse(text).unwrap();
+        assert_eq!(table.len(), 2);
+        assert_eq!(
+            (table[0].bug.as_str(), table[0].loom, table[0].seconds),
+            ("b = c", false, 120)
+        );
+        assert_eq!(
+            (table[1].loom, table[1].hangs, table[1].seconds),
+            (true, true, 9)
+        );
+    }
+
+    #[test]
+    fn a_bad_table_is_refused() {
+        // Belief: a missing or unknown key, and a line of something else, stop the run.
+        assert!(parse("[[mutant]]\nname = \"a\"\nbug = \"b\"\n").is_err());
+        assert!(
+            parse("[[mutant]]\nname = \"a\"\nbug = \"b\"\nkiller = \"c\"\nkilller = \"d\"\n")
+                .is_err()
+        );
+        assert!(parse("name = \"a\"\n").is_err());
+        assert!(parse("[[mutant]]\nname\n").is_err());
+    }
+
+    #[test]
+    fn only_the_engine_is_built_with_the_bug() {
+        // Belief: dependencies, tests and this program are compiled as they are.
+        let plain = |krate: &str| vec![OsString::from("--crate-name"), krate.into()];
+        assert_eq!(
+            planted_arguments(plain("crossbeam"), "x"),
+            plain("crossbeam")
+        );
+        let engine = planted_arguments(plain("millrace_core"), "x");
+        assert_eq!(
+            engine[2..],
+            [OsString::from("--cfg"), "mutant=\"x\"".into()]
+        );
+    }
+}
