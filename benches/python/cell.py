@@ -22,9 +22,8 @@ from typing import Any
 
 from contenders import CONTENDERS, Contender, Missing
 from measure import Meter, peak_bytes, settle
-from readers import READERS
-
 from millrace.testing import percentile
+from readers import READERS
 
 _HEAD = struct.Struct("<Q")
 _BATCH_RECORDS = 1000

@@ -11,12 +11,14 @@ import asyncio
 import os
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from millrace import Log, LogSettings
 from millrace.cli.usual import FileFsync, SqliteBatched, SqliteEach
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
 _LENGTH = struct.Struct("<I")
 _KEY = struct.Struct(">Q")

@@ -6,10 +6,13 @@ A figure compares two cells of the same round, so a slow minute weighs on both s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from table import Spread, Table, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 OURS = "millrace"
 LIMIT = "asyncio limit"

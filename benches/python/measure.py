@@ -6,7 +6,7 @@ import os
 import resource
 import time
 from array import array
-from typing import Any
+from typing import Any, Self
 
 from millrace.testing import Heartbeat, percentile
 
@@ -18,13 +18,13 @@ class Meter:
         self.latencies_ns = array("q")
         self._beat = Heartbeat()
 
-    async def __aenter__(self) -> Meter:
+    async def __aenter__(self) -> Self:
         await self._beat.__aenter__()
         self._usage = resource.getrusage(resource.RUSAGE_SELF)
         self._began = time.perf_counter()
         return self
 
-    async def __aexit__(self, *error: Any) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self.elapsed_s = time.perf_counter() - self._began
         usage, before = resource.getrusage(resource.RUSAGE_SELF), self._usage
         self.cpu_s = usage.ru_utime + usage.ru_stime - before.ru_utime - before.ru_stime

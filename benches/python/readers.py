@@ -10,13 +10,14 @@ from __future__ import annotations
 import sqlite3
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from contenders import Missing, portions
-
 from millrace import Log
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
 _LENGTH = struct.Struct("<I")
 
@@ -147,9 +148,7 @@ class RocksValues(Reader):
             import rocksdict
         except ImportError as error:
             raise Missing(str(error)) from error
-        self._db: Any = rocksdict.Rdict(
-            str(directory / "rocks"), rocksdict.Options(raw_mode=True)
-        )
+        self._db: Any = rocksdict.Rdict(str(directory / "rocks"), rocksdict.Options(raw_mode=True))
 
     def values(self) -> Iterator[bytes]:
         return iter(self._db.values())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from figures import LIMIT, OURS, Figures
+from millrace.cli.units import bytes_text, seconds_text
 from svg import bar_chart
 from table import Spread, Table
 
-from millrace.cli.units import bytes_text, seconds_text
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Document = dict[str, Any]
 _LIMITS = {LIMIT}
@@ -196,7 +197,9 @@ def _plots(table: Table, out: Path) -> str:
     links = []
     for workload, all_tasks in _WORKLOADS:
         field, unit, divide = (
-            ("bytes_per_s", "MiB/s", 1 << 20) if workload == "bulk" else ("records_per_s", "records/s", 1)
+            ("bytes_per_s", "MiB/s", 1 << 20)
+            if workload == "bulk"
+            else ("records_per_s", "records/s", 1)
         )
         groups = {}
         for tasks in all_tasks:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 _WIDTH = 900
 _LABEL = 270
@@ -64,11 +67,11 @@ def _bar(y: int, label: str, median: float, low: float, high: float, most: float
     if "limit" in label or "write" in label:
         colour = _LIMIT
     text_y = y + _BAR - 4
-    return [
-        f'<text x="{_LABEL - 8}" y="{text_y}" text-anchor="end">{escape(label)}</text>',
-        f'<rect x="{_LABEL}" y="{y}" width="{max(1.0, median * scale):.1f}" height="{_BAR}" '
-        f'fill="{colour}"/>',
-        f'<line x1="{_LABEL + low * scale:.1f}" x2="{_LABEL + high * scale:.1f}" '
-        f'y1="{middle}" y2="{middle}" stroke="#222"/>',
-        f'<text x="{_LABEL + high * scale + 6:.1f}" y="{text_y}" class="v">{median:,.0f}</text>',
-    ]
+    name = f'<text x="{_LABEL - 8}" y="{text_y}" text-anchor="end">{escape(label)}</text>'
+    width = f'width="{max(1.0, median * scale):.1f}" height="{_BAR}"'
+    bar = f'<rect x="{_LABEL}" y="{y}" {width} fill="{colour}"/>'
+    ends = f'x1="{_LABEL + low * scale:.1f}" x2="{_LABEL + high * scale:.1f}"'
+    span = f'<line {ends} y1="{middle}" y2="{middle}" stroke="#222"/>'
+    value_x = _LABEL + high * scale + 6
+    value = f'<text x="{value_x:.1f}" y="{text_y}" class="v">{median:,.0f}</text>'
+    return [name, bar, span, value]

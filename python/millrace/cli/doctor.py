@@ -95,7 +95,7 @@ def _software() -> list[Finding]:
     ]
 
 
-def _kernel(statistics: Any) -> list[Finding]:
+def _kernel(statistics: dict[str, Any]) -> list[Finding]:
     switch = machine.io_uring_switch()
     is_off = switch == "switched off"
     advice = "sysctl kernel.io_uring_disabled=0; threads are used until then" if is_off else ""
@@ -103,17 +103,18 @@ def _kernel(statistics: Any) -> list[Finding]:
         Finding("kernel", "fine", machine.kernel_release()),
         Finding("io_uring", "note" if is_off else "fine", switch, advice),
     ]
-    chosen = statistics if isinstance(statistics, dict) else {}
-    for name in ("backend", "driver", "commit_path"):
-        if name in chosen:
-            findings.append(Finding(name.replace("_", " "), "fine", _in_words(chosen[name])))
+    findings += [
+        Finding(name.replace("_", " "), "fine", str(statistics[name]))
+        for name in ("driver", "commit_path")
+        if statistics.get(name)
+    ]
+    paths = statistics.get("commit_paths")
+    for name, measured in paths.items() if isinstance(paths, dict) else ():
+        if isinstance(measured, float):
+            findings.append(Finding(f"path {name}", "fine", seconds_text(measured)))
+        else:
+            findings.append(Finding(f"path {name}", "note", "not used", str(measured)))
     return findings
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {item}" for key, item in value.items() if item)
-    return str(value)
 
 
 def _place(directory: Path, work: Path) -> list[Finding]:
@@ -174,7 +175,9 @@ def _limits() -> list[Finding]:
             "file size limit",
             "warning" if is_limited else "fine",
             bytes_text(int(size)) if is_limited else size,
-            "ulimit -f unlimited: a write beyond it fails and poisons the log" if is_limited else "",
+            "ulimit -f unlimited: a write beyond it fails and poisons the log"
+            if is_limited
+            else "",
         )
     )
     return findings
@@ -224,7 +227,7 @@ def _raw_commits(work: Path) -> list[float]:
     return times
 
 
-async def _log_commits(work: Path) -> tuple[list[float], Any]:
+async def _log_commits(work: Path) -> tuple[list[float], dict[str, Any]]:
     """Time durable appends by a single task; returns the times and the log's statistics."""
     times: list[float] = []
     async with Log.open(work / "log") as log:
@@ -234,5 +237,5 @@ async def _log_commits(work: Path) -> tuple[list[float], Any]:
             began = time.perf_counter()
             await log.append(record)
             times.append(time.perf_counter() - began)
-        statistics = describe(log.statistics())
+        statistics: dict[str, Any] = describe(log.statistics())
     return times, statistics

@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Format = Literal["lines", "ndjson", "length"]
 FORMATS: tuple[Format, ...] = ("lines", "ndjson", "length")

@@ -18,10 +18,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
 
-from millrace import Log
 from millrace.cli.framing import FramingError, Splitter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from millrace import Log
 
 _CHUNK_BYTES = 256 << 10
 _CHUNKS_WAITING = 8
@@ -108,7 +112,7 @@ class Intake:
         while self._in_flight:
             try:
                 await self._settle(show)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the first one is raised below
                 failure = failure or error
         if failure is not None:
             raise failure

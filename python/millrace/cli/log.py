@@ -6,20 +6,23 @@ import asyncio
 import json
 import os
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from millrace.errors import Error
-from millrace.log import repair as repair_log
-from millrace.log import verify as verify_log
 
+import millrace.log as log_functions
 from millrace import Log, Record
 from millrace.cli.framing import FORMATS, Format, FramingError, as_json, frame, splitter_for
 from millrace.cli.intake import Intake, read_stdin
 from millrace.cli.output import Output, command, describe, describe_error
 from millrace.cli.units import bytes_text
+from millrace.errors import Error
 
 _RECORD_BYTES_MAX = 16 << 20
+_FOLLOW_S = 0.1
+_RECENT_NS = 1_000_000_000
 
 directory_argument = click.argument("directory", type=click.Path(path_type=Path))
 format_option = click.option(
@@ -78,30 +81,59 @@ def _emit(record: Record, form: Format, out: Output) -> None:
     sys.stdout.buffer.write(line)
 
 
-async def _print_records(
-    directory: Path, start: int, stop: int | None, follow: bool, form: Format, out: Output
-) -> None:
+@dataclass(frozen=True)
+class Span:
+    """Which records to print."""
+
+    start: int
+    stop: int | None = None
+    follow: bool = False
+
+
+async def _print_once(directory: Path, span: Span, form: Format, out: Output) -> int:
+    """Print what is durable now; returns the LSN that would come next."""
     async with Log.open(directory, read_only=True) as source:
-        next_lsn = max(start, source.first_lsn)
-        async for batch in source.read_batches(next_lsn, stop):
+        next_lsn = max(span.start, source.first_lsn)
+        if next_lsn > source.durable_lsn:
+            return next_lsn
+        async for batch in source.read_batches(next_lsn, span.stop):
             for record in batch:
                 _emit(record, form, out)
             next_lsn = batch[-1].lsn + 1
-        sys.stdout.flush()
-        if not follow:
-            return
-        async for record in source.follow(next_lsn):
-            _emit(record, form, out)
-            sys.stdout.flush()
+    sys.stdout.flush()
+    return next_lsn
 
 
-def _stream(
-    directory: Path, start: int, stop: int | None, follow: bool, form: Format, out: Output
-) -> None:
+async def _print_all(directory: Path, span: Span, form: Format, out: Output) -> None:
+    """
+    Print records, and wait for more if the span says so.
+
+    A read-only log shows what was durable when it was opened, so following means opening again
+    whenever a file of the log has been written to.
+    """
+    seen_ns = _written_ns(directory)
+    next_lsn = await _print_once(directory, span, form, out)
+    while span.follow:
+        await asyncio.sleep(_FOLLOW_S)
+        written_ns = _written_ns(directory)
+        # File times move in steps: a write just after the last look may carry the same time.
+        is_recent = time.time_ns() - written_ns < _RECENT_NS
+        if written_ns != seen_ns or is_recent:
+            seen_ns = written_ns
+            next_lsn = await _print_once(directory, Span(next_lsn), form, out)
+
+
+def _written_ns(directory: Path) -> int:
+    with os.scandir(directory) as entries:
+        times = [entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".log")]
+    return max(times, default=0)
+
+
+def _stream(directory: Path, span: Span, form: Format, out: Output) -> None:
     try:
-        asyncio.run(_print_records(directory, start, stop, follow, form, out))
+        asyncio.run(_print_all(directory, span, form, out))
     except KeyboardInterrupt:
-        if not follow:
+        if not span.follow:
             raise
 
 
@@ -124,7 +156,7 @@ def cat(
     """
     if follow and stop is not None:
         raise click.UsageError("--stop and --follow exclude each other")
-    _stream(directory, start, stop, follow, form, out)
+    _stream(directory, Span(start, stop, follow), form, out)
 
 
 @log.command()
@@ -143,7 +175,8 @@ def tail(
         async with Log.open(directory, read_only=True) as source:
             return max(1, source.last_lsn - records + 1)
 
-    _stream(directory, start or asyncio.run(first()), None, follow, form, out)
+    start = start or asyncio.run(first())
+    _stream(directory, Span(start, follow=follow), form, out)
 
 
 @log.command()
@@ -188,7 +221,7 @@ def _files(directory: Path) -> list[tuple[str, int, int]]:
 @command
 def verify(*, directory: Path, out: Output) -> None:
     """Read every byte and check it; changes nothing. Exit code 1 if anything is damaged."""
-    report = asyncio.run(verify_log(directory))
+    report = _checked("verify", directory)
     _report("verify", report, out)
 
 
@@ -207,8 +240,18 @@ def repair(*, directory: Path, yes: bool, out: Output) -> None:
             abort=True,
             err=True,
         )
-    report = asyncio.run(repair_log(directory))
+    report = _checked("repair", directory)
     _report("repair", report, out, is_failed_by_damage=False)
+
+
+def _checked(name: str, directory: Path) -> object:
+    """Run `millrace.log.verify` or `repair`."""
+
+    async def run() -> object:
+        found: object = await getattr(log_functions, name)(directory)
+        return found
+
+    return asyncio.run(run())
 
 
 def _report(title: str, report: object, out: Output, *, is_failed_by_damage: bool = True) -> None:

@@ -45,10 +45,12 @@ def mount_of(path: Path) -> Mount | None:
         left, _, right = line.partition(" - ")
         fields, tail = left.split(), right.split()
         point = fields[4].replace("\\040", " ")
-        inside = point == "/" or resolved == point or resolved.startswith(point + "/")
+        inside = point in {"/", resolved} or resolved.startswith(point + "/")
         # btrfs gives each subvolume its own device number, so the longest prefix decides and
         # the device number only breaks a tie.
-        if inside and (best is None or (len(point), fields[2] == wanted) >= (len(best.point), True)):
+        if inside and (
+            best is None or (len(point), fields[2] == wanted) >= (len(best.point), True)
+        ):
             best = Mount(point, tail[0], tail[1], fields[5])
     return best
 

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
-from millrace.errors import Error
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from millrace.errors import Error
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -28,26 +29,33 @@ _R = TypeVar("_R")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
-def describe(value: object) -> Any:
+def describe(value: object) -> Any:  # noqa: ANN401 - JSON is anything
     """Turn *value* into what JSON can carry; objects become their public attributes."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
-    if isinstance(value, Sequence | set | frozenset):
-        return [describe(item) for item in value]
-    if isinstance(value, BaseException):
-        return describe_error(value)
-    public = [name for name in dir(value) if not name.startswith("_")]
-    found = {name: getattr(value, name) for name in public}
-    plain = {name: describe(item) for name, item in found.items() if not callable(item)}
-    return plain or str(value)
+    match value:
+        case None | bool() | int() | float() | str():
+            found: Any = value
+        case bytes():
+            found = value.decode("utf-8", "backslashreplace")
+        case os.PathLike():
+            found = os.fspath(value)
+        case BaseException():
+            found = describe_error(value)
+        case Mapping():
+            found = {str(key): describe(item) for key, item in value.items()}
+        case Sequence() | set() | frozenset():
+            found = [describe(item) for item in value]
+        case _:
+            found = _attributes(value) or str(value)
+    return found
+
+
+def _attributes(value: object) -> dict[str, Any]:
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+    else:
+        names = [name for name in dir(value) if not name.startswith("_")]
+    found = {name: getattr(value, name) for name in names}
+    return {name: describe(item) for name, item in found.items() if not callable(item)}
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
@@ -107,7 +115,7 @@ class Output:
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """Show a bar on a terminal; yields a function that is told how much is done."""
         if not (sys.stderr.isatty() and not self.as_json):
-            yield lambda done: None
+            yield lambda _done: None
             return
         columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn())
         with Progress(

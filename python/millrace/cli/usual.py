@@ -12,10 +12,12 @@ import os
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _LENGTH = struct.Struct("<I")
 
@@ -67,7 +69,7 @@ class FileFsync:
     @staticmethod
     def read_back(directory: Path) -> Iterator[bytes]:
         """Yield every record, in order."""
-        with open(directory / "records", "rb") as file:
+        with (directory / "records").open("rb") as file:
             while head := file.read(_LENGTH.size):
                 yield file.read(_LENGTH.unpack(head)[0])
 
@@ -136,7 +138,7 @@ class SqliteBatched(_Sqlite):
             group, self._waiting = self._waiting, []
             try:
                 last = await self.append_many([data for data, _ in group])
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - every waiter is told
                 for _, future in group:
                     if not future.done():
                         future.set_exception(error)

@@ -15,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _ENTRY = struct.Struct("<IIQ")
 _LATENCY_MAX = 0xFFFF_FFFF

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -52,7 +55,7 @@ class Heartbeat:
         """Return how late the loop was at *percent*, in seconds."""
         return percentile(self.lateness_s, percent)
 
-    async def __aenter__(self) -> Heartbeat:
+    async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._arm(self._loop)
         return self

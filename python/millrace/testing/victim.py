@@ -10,14 +10,19 @@ Always true:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import select
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from millrace.testing.acks import whole_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
@@ -43,7 +48,6 @@ class Victim:
         *,
         on_entries: Callable[[bytes], None],
         env: Mapping[str, str] | None = None,
-        **options: object,
     ) -> None:
         self._on_entries = on_entries
         self._dead = threading.Event()
@@ -51,11 +55,10 @@ class Victim:
         _enlarge(write_fd)
         os.set_blocking(self._read_fd, False)
         try:
-            self.process = subprocess.Popen(  # type: ignore[call-overload]
+            self.process = subprocess.Popen(  # noqa: S603 - the caller's own command
                 argv,
                 pass_fds=(write_fd,),
                 env={**(os.environ if env is None else env), "MILLRACE_ACK_FD": str(write_fd)},
-                **options,
             )
         finally:
             os.close(write_fd)
@@ -111,9 +114,5 @@ class Victim:
 
 def _enlarge(fd: int) -> None:
     """Ask for a pipe that holds a burst; the usual size works too, only with more stops."""
-    import fcntl
-
-    try:
+    with contextlib.suppress(OSError):
         fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
-    except OSError:
-        pass

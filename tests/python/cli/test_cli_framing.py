@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -18,7 +19,7 @@ def feed(form: Format, stream: bytes, cuts: list[int]) -> list[bytes]:
     splitter = splitter_for(form, LIMIT)
     records: list[bytes] = []
     places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in itertools.pairwise(places):
         records += splitter.feed(stream[start:end])
     return records + splitter.finish()
 

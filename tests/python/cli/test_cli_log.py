@@ -10,10 +10,12 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "error", "COLUMNS": "200"}
 
@@ -76,9 +78,7 @@ def test_ndjson_is_checked_and_kept_as_written(tmp_path: Path) -> None:
     good = b'{"a": 1}\n\n  [1,2]  \n"x"\n'
     assert document("log", "append", path, "--format", "ndjson", data=good)["records"] == 3
     assert run("log", "cat", path, "--format", "ndjson").stdout == good.replace(b"\n\n", b"\n")
-    failed = document(
-        "log", "append", path, "--format", "ndjson", data=b"1\n{oops\n2\n", code=1
-    )
+    failed = document("log", "append", path, "--format", "ndjson", data=b"1\n{oops\n2\n", code=1)
     assert "line 2" in failed["error"]["message"]
     assert failed["records"] == 1
     assert failed["last_lsn"] == 4

@@ -12,11 +12,14 @@ import os
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # _IOR('X', 125, u32): tell ext4 to stop, as if the power had failed; 2 leaves its log unflushed.
 _SHUTDOWN = 0x8004587D
@@ -125,7 +128,7 @@ def throttled(device: str, bytes_per_s: int) -> Iterator[Path]:
     """Make a control group whose writes to *device* are slow; yields its list of tasks."""
     _need_root()
     group = _BLKIO / f"millrace-{os.getpid()}"
-    number = os.stat(device).st_rdev
+    number = Path(device).stat().st_rdev
     limit = f"{os.major(number)}:{os.minor(number)} {bytes_per_s}"
     try:
         group.mkdir()

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 _HEAD = struct.Struct("<IHHI")
 STREAMS = 3
@@ -77,17 +79,21 @@ class Found(NamedTuple):
     part: int
 
 
-class Broken(AssertionError):
+class BrokenPromiseError(AssertionError):
     """A promise was broken; the message says which, where, and with which operation."""
 
 
 def identify(lsn: int, data: bytes) -> Found:
     """Tell which record this is; raises if no operation ever made such a record."""
     if len(data) < _HEAD.size:
-        raise Broken(f"invented: LSN {lsn} holds {len(data)} bytes that no operation made")
+        raise BrokenPromiseError(
+            f"invented: LSN {lsn} holds {len(data)} bytes that no operation made"
+        )
     number, part, _, _ = _HEAD.unpack_from(data)
     if part >= Operation.of(number).parts or data != record(number, part):
-        raise Broken(f"invented: LSN {lsn} claims to be part {part} of {number:#x} and is not")
+        raise BrokenPromiseError(
+            f"invented: LSN {lsn} claims to be part {part} of {number:#x} and is not"
+        )
     return Found(lsn, number, part)
 
 
@@ -122,8 +128,8 @@ class Book:
         """
         Hold what a reopened log shows from LSN *start* on against the book.
 
-        Raises `Broken` for anything lost, invented, out of order, out of place, cut in the
-        middle of a batch, missing from the middle, or taken back.
+        Raises `BrokenPromiseError` for anything lost, invented, out of order, out of place, cut
+        in the middle of a batch, missing from the middle, or taken back.
         """
         new = self._dense(records, start)
         self._unchanged(new, start)
@@ -137,17 +143,21 @@ class Book:
         new = []
         for expected, found in enumerate(records, start):
             if found.lsn != expected:
-                raise Broken(f"hole: LSN {expected} is missing, {found.lsn} follows")
+                raise BrokenPromiseError(f"hole: LSN {expected} is missing, {found.lsn} follows")
             new.append(found)
         return new
 
     def _unchanged(self, new: list[Found], start: int) -> None:
         before = self.seen[start - 1 :]
         if len(new) < len(before):
-            raise Broken(f"taken back: {len(before) - len(new)} records that were seen before")
+            raise BrokenPromiseError(
+                f"taken back: {len(before) - len(new)} records that were seen before"
+            )
         for found, (number, part) in zip(new, before, strict=False):
             if (found.number, found.part) != (number, part):
-                raise Broken(f"changed: LSN {found.lsn} was {number:#x} part {part} before")
+                raise BrokenPromiseError(
+                    f"changed: LSN {found.lsn} was {number:#x} part {part} before"
+                )
 
     @staticmethod
     def _batches_whole(new: list[Found]) -> None:
@@ -157,14 +167,18 @@ class Book:
             parts = Operation.of(first.number).parts
             batch = [(f.number, f.part) for f in new[position : position + parts]]
             if batch != [(first.number, part) for part in range(parts)]:
-                raise Broken(f"torn batch: {first.number:#x} at LSN {first.lsn} is not whole")
+                raise BrokenPromiseError(
+                    f"torn batch: {first.number:#x} at LSN {first.lsn} is not whole"
+                )
             position += parts
 
     def _promises_kept(self) -> None:
         for number, lsn in self.promised.items():
             here = self.seen[lsn - 1] if 0 < lsn <= len(self.seen) else None
             if here != (number, 0):
-                raise Broken(f"lost: {number:#x} was acknowledged at LSN {lsn}; there is {here}")
+                raise BrokenPromiseError(
+                    f"lost: {number:#x} was acknowledged at LSN {lsn}; there is {here}"
+                )
 
     def _no_hole(self) -> None:
         """A stream's operations are there in the order of its calls, none left out."""
@@ -175,8 +189,12 @@ class Book:
             stream, life, count = Operation.of(number)
             after = last.get((stream, life), -1)
             if count <= after:
-                raise Broken(f"order: {number:#x} stands after a later call of its stream")
+                raise BrokenPromiseError(
+                    f"order: {number:#x} stands after a later call of its stream"
+                )
             for skipped in range(after + 1, count):
                 if not Operation(stream, life, skipped).is_cancellable:
-                    raise Broken(f"hole: call {skipped} of stream {stream}, life {life}")
+                    raise BrokenPromiseError(
+                        f"hole: call {skipped} of stream {stream}, life {life}"
+                    )
             last[stream, life] = count

@@ -14,15 +14,17 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from real_kernel import ext4, tmpfs
 
 from millrace import Log, LogSettings
 from millrace.errors import Error, LogPoisonedError, NoSpaceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SMALL: dict[str, Any] = {
     "segment_bytes": 1 << 20,
@@ -139,14 +141,16 @@ def test_thin_volume(tmp_path: Path, commit_path: str) -> None:
                 await log.close()
         return acked
 
-    with tmpfs(tmp_path / "pool", "14m") as pool:
-        with ext4(tmp_path, 64, pool / "image") as filesystem:
-            acked = asyncio.run(run(filesystem.point / "log"))
-            filesystem.unmount()
-            subprocess.run(["mount", "-o", "remount,size=80m", str(pool)], check=True)
-            subprocess.run(["fsck.ext4", "-p", filesystem.device], check=False)
-            filesystem.mount()
-            asyncio.run(assert_all_there(filesystem.point / "log", acked))
+    with (
+        tmpfs(tmp_path / "pool", "14m") as pool,
+        ext4(tmp_path, 64, pool / "image") as filesystem,
+    ):
+        acked = asyncio.run(run(filesystem.point / "log"))
+        filesystem.unmount()
+        subprocess.run(["mount", "-o", "remount,size=80m", str(pool)], check=True)
+        subprocess.run(["fsck.ext4", "-p", filesystem.device], check=False)
+        filesystem.mount()
+        asyncio.run(assert_all_there(filesystem.point / "log", acked))
 
 
 @pytest.mark.parametrize("commit_path", PATHS)
@@ -160,9 +164,7 @@ def test_filesystem_dies(tmp_path: Path, commit_path: str) -> None:
             settings = LogSettings(**SMALL, commit_path=commit_path)
             log = await Log.open(path, settings=settings)
             try:
-                acked, failure = await append_until_it_fails(
-                    log, at=500, then=filesystem.shut_down
-                )
+                acked, failure = await append_until_it_fails(log, at=500, then=filesystem.shut_down)
                 assert isinstance(failure, LogPoisonedError)
                 await assert_fail_stop(log)
             finally:

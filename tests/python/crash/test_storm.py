@@ -19,15 +19,27 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from storm_child import EXIT_UNAVAILABLE
-from storm_records import OPENED, OPENING, Book, Broken, Found, Operation, identify, record
+from storm_records import (
+    OPENED,
+    OPENING,
+    Book,
+    BrokenPromiseError,
+    Found,
+    Operation,
+    identify,
+    record,
+)
 
 from millrace import Log, LogSettings
 from millrace.testing import Victim, read_acks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CHILD = Path(__file__).with_name("storm_child.py")
 LIVES = 40
@@ -126,7 +138,7 @@ class Storm:
             self.tally[f"unavailable: {variant}"] += 1
             return
         if status not in (0, -signal.SIGKILL):
-            raise Broken(f"the child ended with status {status}")
+            raise BrokenPromiseError(f"the child ended with status {status}")
         self._life += 1
         self.tally["lives"] += 1
         self.tally[how if status else "ended by itself"] += 1
@@ -268,7 +280,7 @@ def test_the_book_refuses_what_is_wrong(
     head = _calls(0)
     moved = {number: lsn + len(head) for number, lsn in book.promised.items()}
     book.promised = moved
-    with pytest.raises(Broken, match=what):
+    with pytest.raises(BrokenPromiseError, match=what):
         book.check(iter(_founds([*head, *records])))
 
 
@@ -276,10 +288,10 @@ def test_the_book_remembers() -> None:
     # What one recovery showed, no later one may take back or change.
     book = Book()
     book.check(iter(_founds(_calls(0, 1, 2))))
-    with pytest.raises(Broken, match="taken back"):
+    with pytest.raises(BrokenPromiseError, match="taken back"):
         book.check(iter(_founds(_calls(0, 1))))
     other = [(Operation(1, 0, 1).number, 0)]
-    with pytest.raises(Broken, match="changed"):
+    with pytest.raises(BrokenPromiseError, match="changed"):
         book.check(iter(_founds([*_calls(0, 1), *other])))
 
 
@@ -287,8 +299,8 @@ def test_a_made_up_record_is_recognised() -> None:
     # One wrong byte is enough for a record to be called invented.
     data = record(Operation(0, 3, 5).number, 0)
     assert identify(1, data) == (1, Operation(0, 3, 5).number, 0)
-    with pytest.raises(Broken, match="invented"):
+    with pytest.raises(BrokenPromiseError, match="invented"):
         identify(1, data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(Broken, match="invented"):
+    with pytest.raises(BrokenPromiseError, match="invented"):
         identify(1, b"short")
     assert OPENING > OPENED

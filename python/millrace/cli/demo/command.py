@@ -162,5 +162,4 @@ def _row(figures: dict[str, object], lost: int) -> tuple[object, ...]:
 
 
 def _number(value: object) -> float:
-    assert isinstance(value, int | float)
-    return value
+    return value if isinstance(value, int | float) else 0.0

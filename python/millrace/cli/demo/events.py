@@ -18,10 +18,12 @@ import json
 import os
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 Encoding = Literal["compact", "json"]
 _HEAD = struct.Struct("<IBI")
@@ -129,7 +131,7 @@ class _Compact:
         return head + _FILE.pack(len(data), hashlib.sha256(data).digest()) + name
 
     @staticmethod
-    def lines(index: int, number: int, name: bytes, line: int, text: bytes) -> bytes:
+    def lines(index: int, number: int, _name: bytes, line: int, text: bytes) -> bytes:
         return _HEAD.pack(index, _KIND_LINES, number) + _LINES.pack(line) + text
 
 
@@ -137,13 +139,13 @@ class _Json:
     """One JSON object; bytes that are not UTF-8 are carried as lone surrogates."""
 
     @staticmethod
-    def file(index: int, number: int, name: bytes, data: bytes) -> bytes:
+    def file(index: int, _number: int, name: bytes, data: bytes) -> bytes:
         digest = hashlib.sha256(data).hexdigest()
         fields = {"path": _text(name), "bytes": len(data), "sha256": digest}
         return json.dumps({"event": index, **fields}).encode("ascii")
 
     @staticmethod
-    def lines(index: int, number: int, name: bytes, line: int, text: bytes) -> bytes:
+    def lines(index: int, _number: int, name: bytes, line: int, text: bytes) -> bytes:
         fields = {"path": _text(name), "line": line, "text": _text(text)}
         return json.dumps({"event": index, **fields}).encode("ascii")
 
@@ -166,7 +168,7 @@ def survey(
     encoding: Encoding,
     lines_per_event: int,
     bytes_max: int,
-    show: Callable[[int], None] = lambda done: None,
+    show: Callable[[int], None] = lambda _done: None,
 ) -> Plan:
     """
     Read a directory and plan its events; stops before *bytes_max* of text would be exceeded.

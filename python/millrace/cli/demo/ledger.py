@@ -6,13 +6,17 @@ Always true: an event counts as promised only if its acknowledgement came throug
 
 from __future__ import annotations
 
+import threading
 import time
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from millrace.cli.demo.worker import FINISHED, LAG, STARTED
 from millrace.testing import percentile, read_acks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ENTRY_BYTES = 16
 
@@ -51,30 +55,25 @@ class Ledger:
     Collect the entries of one worker, and tell when enough have come to kill it.
 
     Args:
-        enough: After how many entries to call *on_enough*; 0 for never.
+        enough: After how many entries `has_enough` is set.
 
-        on_enough: Called once, from the collecting thread.
+        show: Told how many entries have come.
     """
 
-    def __init__(
-        self,
-        enough: int = 0,
-        on_enough: Callable[[], None] = lambda: None,
-        show: Callable[[int], None] = lambda done: None,
-    ) -> None:
+    def __init__(self, enough: int, show: Callable[[int], None]) -> None:
         self.entries = 0
+        self.has_enough = threading.Event()
         self._parts: list[bytes] = []
         self._enough = enough
-        self._on_enough = on_enough
         self._show = show
 
     def add(self, part: bytes) -> None:
         """Take whole entries as they come out of the pipe."""
-        before, self.entries = self.entries, self.entries + len(part) // _ENTRY_BYTES
         self._parts.append(part)
+        self.entries += len(part) // _ENTRY_BYTES
+        if self.entries >= self._enough:
+            self.has_enough.set()
         self._show(self.entries)
-        if before < self._enough <= self.entries:
-            self._on_enough()
 
     def settle(
         self, promised: array[int], figures: Figures, sizes: Callable[[int], int], died_ns: int

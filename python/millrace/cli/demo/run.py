@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
 import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from millrace import Log
-from millrace.cli.demo.events import Plan
 from millrace.cli.demo.ledger import Figures, Ledger, now_ns
 from millrace.cli.demo.worker import Job, save_todo
 from millrace.cli.output import describe
 from millrace.cli.usual import USUAL_WAYS
 from millrace.testing import Victim
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from millrace.cli.demo.events import Plan
 
 ShowProgress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 _GRACE_S = 60.0
@@ -98,7 +102,7 @@ class Demo:
         self.options = options
         self.outcome = Outcome(Figures("millrace"))
         self._progress = progress
-        self._random = random.Random(options.seed)
+        self._random = random.Random(options.seed)  # noqa: S311 - picks a moment, hides nothing
         self._sizes = array("I", (len(event) for event in plan.events()))
         self._promised = array("Q", bytes(8 * plan.count))
         self._kept = bytearray(plan.count)
@@ -108,7 +112,8 @@ class Demo:
         """Do all of it; the outcome says whether anything was lost."""
         store = self.work / "log"
         for killing in [True] * self.options.kills + [False]:
-            self._work_once("millrace", store, self._missing(), self._promised, killing)
+            todo = self._missing()
+            self._work_once("millrace", store, todo, self._promised, killing=killing)
             self.outcome.checks.append(await self._check(store))
         self.outcome.finished = sum(self._kept)
         self._compare()
@@ -118,7 +123,7 @@ class Demo:
         return [index for index, kept in enumerate(self._kept) if not kept]
 
     def _work_once(
-        self, way: str, store: Path, todo: list[int], promised: array[int], killing: bool
+        self, way: str, store: Path, todo: list[int], promised: array[int], *, killing: bool
     ) -> Figures:
         figures = self.outcome.log if way == "millrace" else Figures(way)
         save_todo(self.work / "todo", iter(todo))
@@ -135,28 +140,17 @@ class Demo:
         enough = int(len(todo) * self._random.uniform(0.33, 0.67)) if killing else 0
         title = "appending, to be killed" if killing else f"appending: {way}"
         with self._progress(title, len(todo)) as show:
-            ledger = Ledger(enough, lambda: victim.kill(), show)
+            ledger = Ledger(enough, show)
             victim = Victim(job.argv(), on_entries=ledger.add)
-            status = self._wait(victim, killing)
+            if killing:
+                _wait_until_half_way(victim, ledger, self.options.seconds_max)
+                victim.kill()
+            status = _wait(victim, _GRACE_S + self.options.seconds_max)
         died_ns = now_ns()
         if status not in (0, -signal.SIGKILL):
             raise DemoError(f"the worker for {way} ended with status {status}")
         ledger.settle(promised, figures, self._sizes.__getitem__, died_ns)
         return figures
-
-    def _wait(self, victim: Victim, killing: bool) -> int:
-        """Wait for a worker; on a disk too slow to come half way it is killed by the clock."""
-        import subprocess
-
-        patience_s = self.options.seconds_max if killing else _GRACE_S + self.options.seconds_max
-        try:
-            return victim.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            victim.kill()
-            status = victim.wait(_GRACE_S)
-            if killing:
-                return status
-            raise DemoError("the worker did not end in time") from None
 
     async def _check(self, store: Path) -> Checked:
         """Reopen the log and hold every record against its file."""
@@ -213,3 +207,20 @@ class Demo:
             if 0 <= index < self.plan.count and data == self.plan.event(index):
                 kept[index] = 1
         return sum(1 for index, lsn in enumerate(promised) if lsn and not kept[index])
+
+
+def _wait_until_half_way(victim: Victim, ledger: Ledger, seconds: float) -> None:
+    """Wait for the moment of the kill; on a slow disk the clock decides."""
+    end = time.monotonic() + seconds
+    while not ledger.has_enough.wait(0.01):
+        if time.monotonic() > end or victim.process.poll() is not None:
+            return
+
+
+def _wait(victim: Victim, seconds: float) -> int:
+    try:
+        return victim.wait(seconds)
+    except subprocess.TimeoutExpired:
+        victim.kill()
+        victim.wait()
+        raise DemoError(f"the worker did not end within {seconds:.0f} s") from None

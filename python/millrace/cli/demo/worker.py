@@ -15,14 +15,17 @@ import os
 import sys
 import time
 from array import array
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from millrace import Log
 from millrace.cli.demo.events import Plan
 from millrace.cli.usual import USUAL_WAYS, Appender
 from millrace.testing import AckWriter, Heartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LAG = 0xFFFF_FFFF
 STARTED = 0xFFFF_FFFE
