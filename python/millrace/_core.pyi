@@ -17,6 +17,7 @@ __all__ = [
     "Record",
     "Ticket",
     "__version__",
+    "backend_info",
     "check_settings",
     "open_log",
 ]
@@ -248,6 +249,9 @@ class Log:
 
 def open_log(path: str, settings: LogSettings, read_only: bool) -> Operation[Log]:
     """Open the log in *path* on a worker thread."""
+
+def backend_info(name: str) -> tuple[str, str, str]:
+    """Return the backend that would be used, why it is not the ring, and what helps."""
 
 def check_settings(settings: LogSettings) -> None:
     """Check numbers against each other as an open would."""

@@ -9,6 +9,7 @@ from typing import Literal
 Recovery = Literal["tail", "strict", "salvage"]
 CommitPath = Literal["auto", "pwrite", "ring_dsync", "direct"]
 Driver = Literal["auto", "thread", "loop"]
+Backend = Literal["auto", "uring", "uring-plain", "threads"]
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -16,6 +17,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "recovery": ("tail", "strict", "salvage"),
     "commit_path": ("auto", "pwrite", "ring_dsync", "direct"),
     "driver": ("auto", "thread", "loop"),
+    "backend": ("auto", "uring", "uring-plain", "threads"),
 }
 _LARGEST = 2**63 - 1
 
@@ -59,6 +61,9 @@ class LogSettings:
 
         driver: Who turns the engine. `auto` is a thread of its own.
 
+        backend: How the kernel is asked: `auto` takes io_uring where the kernel allows it.
+            `uring-plain` is io_uring without what only newer kernels have.
+
     Raises:
         TypeError: If a value is of the wrong type; `True` is not a number here.
 
@@ -78,6 +83,7 @@ class LogSettings:
     recovery: Recovery = "tail"
     commit_path: CommitPath = "auto"
     driver: Driver = "auto"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -31,7 +31,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         log::Log,
-        open::{check_settings, open_log},
+        open::{backend_info, check_settings, open_log},
         operation::Operation,
         reader::Reader,
         record::Record,

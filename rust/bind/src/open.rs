@@ -4,10 +4,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use millrace_core::{
     Error, ErrorKind, Result,
-    engine::{self, WaySetting},
+    engine::{self, BackendSetting, WaySetting},
     wal::settings::{CommitPath, LogSettings, RecoveryMode},
 };
-use pyo3::prelude::*;
+use pyo3::{exceptions::PyValueError, prelude::*};
 
 use crate::{
     error,
@@ -33,7 +33,10 @@ struct Numbers {
     recovery: String,
     commit_path: String,
     driver: String,
+    backend: String,
 }
+
+type Checked = (LogSettings, WaySetting, BackendSetting);
 
 /// Opens the log in `path`; the answer is a `Log`.
 #[pyfunction]
@@ -52,21 +55,26 @@ pub fn open_log(
     Ok(Operation::new("open", Source::Job(hole)))
 }
 
-fn open(
-    path: &std::path::Path,
-    (settings, way): (LogSettings, WaySetting),
-    read_only: bool,
-) -> Answer {
+fn open(path: &std::path::Path, (settings, way, backend): Checked, read_only: bool) -> Answer {
     let opened = if read_only {
         engine::open_log_read_only(path, settings)
     } else {
-        engine::open_log(path, settings, way)
+        engine::open_log(path, settings, way, backend)
     };
     jobs::answer(opened.and_then(Shared::new), show)
 }
 
 fn show(py: Python<'_>, shared: Arc<Shared>) -> PyResult<Py<PyAny>> {
     Ok(Py::new(py, Log::of(shared))?.into_any())
+}
+
+/// Which backend would be used: its name, why not the ring, and what helps against that.
+#[pyfunction]
+pub fn backend_info(name: &str) -> PyResult<(&'static str, String, &'static str)> {
+    let setting =
+        backend(name).map_err(|failed| PyValueError::new_err(failed.message().to_owned()))?;
+    let info = engine::backend_info(setting);
+    Ok((info.name, info.reason, info.hint))
 }
 
 /// Checks settings against each other, as an open would.
@@ -78,7 +86,7 @@ pub fn check_settings(py: Python<'_>, settings: &Bound<'_, PyAny>) -> PyResult<(
 }
 
 impl Numbers {
-    fn check(self) -> Result<(LogSettings, WaySetting)> {
+    fn check(self) -> Result<Checked> {
         let settings = LogSettings {
             segment_bytes: self.segment_bytes,
             segment_first_bytes: self.segment_first_bytes,
@@ -94,7 +102,7 @@ impl Numbers {
         };
         settings.validate()?;
         driver(&self.driver)?;
-        Ok((settings, way(&self.commit_path)?))
+        Ok((settings, way(&self.commit_path)?, backend(&self.backend)?))
     }
 }
 
@@ -125,6 +133,18 @@ fn way(name: &str) -> Result<WaySetting> {
         "direct" => Ok(WaySetting::Forced(CommitPath::Direct)),
         _ => Err(Error::invalid(
             "commit_path must be 'auto', 'pwrite', 'ring_dsync' or 'direct'",
+        )),
+    }
+}
+
+fn backend(name: &str) -> Result<BackendSetting> {
+    match name {
+        "auto" => Ok(BackendSetting::Auto),
+        "uring" => Ok(BackendSetting::Uring),
+        "uring-plain" => Ok(BackendSetting::UringPlain),
+        "threads" => Ok(BackendSetting::Threads),
+        _ => Err(Error::invalid(
+            "backend must be 'auto', 'uring', 'uring-plain' or 'threads'",
         )),
     }
 }

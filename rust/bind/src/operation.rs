@@ -28,7 +28,7 @@ use millrace_core::{
     },
 };
 use pyo3::{
-    exceptions::{PyRuntimeError, PyRuntimeWarning, PyStopIteration},
+    exceptions::{PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyTypeError},
     intern,
     prelude::*,
     types::{PyGenericAlias, PyType},
@@ -321,7 +321,9 @@ impl Operation {
 
     #[pyo3(signature = (value, /))]
     fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
-        let _always_none = value;
+        if !value.is_none() {
+            return Err(PyTypeError::new_err("can't send a value into an operation"));
+        }
         self.step(py)
     }
 

@@ -1,7 +1,6 @@
 //! What every handle of one open log shares.
 
 use std::{
-    mem::ManuallyDrop,
     ops::Deref,
     sync::{
         Arc, Mutex,
@@ -19,20 +18,20 @@ use millrace_core::{
 
 /// An open log, where it was opened, and who waits for room on its ring.
 pub struct Shared {
-    pub appender: ManuallyDrop<Appender>,
+    pub appender: Appender,
     pub herald: Arc<Herald>,
     pub origin: Origin,
-    log: ManuallyDrop<Log>,
+    log: Arc<Log>,
     calls: AtomicU64,
 }
 
 impl Shared {
     pub fn new(log: Log) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            appender: ManuallyDrop::new(log.appender().clone()),
+            appender: log.appender().clone(),
             herald: Arc::default(),
             origin: Origin::here()?,
-            log: ManuallyDrop::new(log),
+            log: Arc::new(log),
             calls: AtomicU64::new(0),
         }))
     }
@@ -56,14 +55,10 @@ impl Drop for Shared {
     /// child nothing is touched: threads, locks and rings belong to the parent.
     fn drop(&mut self) {
         if self.origin.is_forked_child() {
+            std::mem::forget((self.appender.clone(), Arc::clone(&self.log)));
             return;
         }
         self.log.request_close();
-        // SAFETY: dropped once, here, and not used after; `drop` has the only reference left.
-        unsafe {
-            ManuallyDrop::drop(&mut self.appender);
-            ManuallyDrop::drop(&mut self.log);
-        }
     }
 }
 
