@@ -106,9 +106,12 @@ fn examine(io: &mut Blocking, dir: &File, id: SegmentId, trusted: bool) -> Resul
     Ok(Found { id, length, header })
 }
 
-/// Whether a file without a valid header may hold anything: a byte that is not zero behind the
-/// header, or a sector that cannot be read.
+/// Whether a file without a valid header may hold anything, or may have: a byte that is not zero
+/// behind the header, a sector that cannot be read, or a length that no prepared file has.
 pub fn has_trace(io: &mut Blocking, dir: &File, found: &Found) -> Result<bool> {
+    if found.length < SEGMENT_HEADER_READ as u64 {
+        return Ok(true);
+    }
     let file = io.open(dir, &segment_name(found.id), Access::READ)?;
     let mut source = Source::new(file, found.length, CHUNK_BYTES);
     let mut at = u64::from(BLOCK_BYTES_MIN);

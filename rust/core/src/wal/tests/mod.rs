@@ -1,9 +1,12 @@
+mod faults;
 mod frame;
+mod group_commit;
 mod lifecycle;
 mod reader;
 mod recovery;
 pub(crate) mod rig;
 mod segment;
+mod shelf;
 mod verdict;
 
 use crate::{
