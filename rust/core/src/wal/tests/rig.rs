@@ -6,13 +6,14 @@ use crate::{
     error::Result,
     ids::{Lsn, StoreId},
     io::{Backend, Blocking, Disk, Wait},
-    sim::SimDisk,
+    sim::{SimDisk, Zombies},
     sync::{Arc, lock},
     wal::{
         commit::Next,
         cursor::Mark,
         lock::{Census, Holder},
         open::{self, Manner, Opened, World},
+        recovery::{RecoveryMode, recover},
         settings::LogSettings,
     },
 };
@@ -122,4 +123,14 @@ impl Rig {
         self.backend.let_go();
         Blocking::new(&mut *self.backend).unlock(&self.opened.lock)
     }
+}
+
+/// What a process kill now would leave: the LSN that recovery finds last.
+pub(crate) fn durable_prefix(world: &crate::sim::World) -> Lsn {
+    let disk = world.killed(Zombies::default());
+    let mut backend = disk.backend().unwrap();
+    let mut io = Blocking::new(&mut *backend);
+    let dir = io.open_dir(Path::new("/log"), false).unwrap();
+    let found = recover(&mut io, &dir, RecoveryMode::Tail).unwrap();
+    found.next.previous()
 }
