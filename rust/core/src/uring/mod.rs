@@ -222,7 +222,8 @@ impl UringBackend {
             };
             // A hint alone is followed only while it leads to answers: the kernel may raise its
             // flag just after the work it speaks of was done, and then nothing lowers it.
-            if !ring.has_staged() && !(fruitful && ring.has_hint()) {
+            let worth_it = ring.has_staged() || (fruitful && ring.has_hint());
+            if !worth_it {
                 return Ok(());
             }
             fruitful = false;
