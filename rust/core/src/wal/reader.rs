@@ -284,6 +284,7 @@ impl Reader {
         }
         if let Some(Ok(header)) = place.peek(&self.chunk)
             && header.frame_bytes as usize > place.filled
+            && place.offset + u64::from(header.frame_bytes) <= io.length(&place.file)?
         {
             place.fill(io, &mut self.chunk, header.frame_bytes as usize)?;
         }

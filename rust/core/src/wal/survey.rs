@@ -1,7 +1,7 @@
 //! What lies in a log directory: names and headers, before anything is judged.
 
 use crate::{
-    error::Result,
+    error::{Error, ErrorKind, Result},
     ids::SegmentId,
     io::{Access, Blocking, Buffer, File},
 };
@@ -65,6 +65,13 @@ impl Survey {
         }
         ids.sort_unstable();
         survey.highest = ids.last().map_or(0, |id| id.0).max(survey.highest);
+        if survey.highest == u64::MAX {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "a file has the highest segment number there is; no log comes that far",
+            )
+            .with("segment", u64::MAX));
+        }
         let mut trusted = false;
         for id in ids.into_iter().rev() {
             let found = examine(io, dir, id, trusted)?;
