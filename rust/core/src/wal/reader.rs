@@ -204,6 +204,12 @@ impl Reader {
         up_to: Lsn,
         records_max: usize,
     ) -> Result<Option<Batch>> {
+        let ahead = if cfg!(mutant = "reader_above_durable") {
+            1
+        } else {
+            0
+        };
+        let up_to = up_to.plus(ahead);
         let limit = match self.stop {
             Some(stop) => up_to.min(stop.previous()),
             None => up_to,

@@ -98,8 +98,12 @@ impl Survey {
 fn examine(io: &mut Blocking, dir: &File, id: SegmentId, trusted: bool) -> Result<Found> {
     let file = io.open(dir, &segment_name(id), Access::READ)?;
     if !trusted {
-        io.sync(&file)?;
-        io.drop_cache(&file)?;
+        if !cfg!(mutant = "recovery_without_sync") {
+            io.sync(&file)?;
+        }
+        if !cfg!(mutant = "recovery_from_cache") {
+            io.drop_cache(&file)?;
+        }
     }
     let length = io.length(&file)?;
     let buffer = Buffer::zeroed(SEGMENT_HEADER_READ);
