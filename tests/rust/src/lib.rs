@@ -1,1 +1,3 @@
 //! Helpers shared by the tests of the engine's public promises.
+
+pub mod torture;

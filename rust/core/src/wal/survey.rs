@@ -106,8 +106,9 @@ fn examine(io: &mut Blocking, dir: &File, id: SegmentId, trusted: bool) -> Resul
     Ok(Found { id, length, header })
 }
 
-/// Whether a file without a valid header may hold anything: a byte that is not zero behind the
-/// header, or a sector that cannot be read.
+/// Whether a file without a valid header may hold anything: a byte behind the header that is not
+/// zero, or that cannot be read. The header itself proves nothing: a power cut while it is written
+/// can leave it unreadable, and no frame is there before it is durable.
 pub fn has_trace(io: &mut Blocking, dir: &File, found: &Found) -> Result<bool> {
     let file = io.open(dir, &segment_name(found.id), Access::READ)?;
     let mut source = Source::new(file, found.length, CHUNK_BYTES);
@@ -118,5 +119,5 @@ pub fn has_trace(io: &mut Blocking, dir: &File, found: &Found) -> Result<bool> {
             Ok(_) | Err(_) => return Ok(true),
         }
     }
-    Ok(found.header == Err(HeaderFault::Damaged("the device cannot read it")))
+    Ok(false)
 }
