@@ -106,10 +106,14 @@ fn examine(io: &mut Blocking, dir: &File, id: SegmentId, trusted: bool) -> Resul
     Ok(Found { id, length, header })
 }
 
-/// Whether a file without a valid header may hold anything: a byte behind the header that is not
-/// zero, or that cannot be read. The header itself proves nothing: a power cut while it is written
-/// can leave it unreadable, and no frame is there before it is durable.
+/// Whether a file without a valid header may hold anything, or may have: a byte behind the header
+/// that is not zero or cannot be read, or a length that no prepared file has. An unreadable header
+/// proves nothing: a power cut while it is written can leave it so, and no frame is there before
+/// it is durable.
 pub fn has_trace(io: &mut Blocking, dir: &File, found: &Found) -> Result<bool> {
+    if found.length < SEGMENT_HEADER_READ as u64 {
+        return Ok(true);
+    }
     let file = io.open(dir, &segment_name(found.id), Access::READ)?;
     let mut source = Source::new(file, found.length, CHUNK_BYTES);
     let mut at = u64::from(BLOCK_BYTES_MIN);
