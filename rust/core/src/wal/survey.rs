@@ -117,8 +117,10 @@ fn examine(io: &mut Blocking, dir: &File, id: SegmentId, trusted: bool) -> Resul
     Ok(Found { id, length, header })
 }
 
-/// Whether a file without a valid header may hold anything, or may have: a byte that is not zero
-/// behind the header, a sector that cannot be read, or a length that no prepared file has.
+/// Whether a file without a valid header may hold anything, or may have: a byte behind the header
+/// that is not zero or cannot be read, or a length that no prepared file has. An unreadable header
+/// proves nothing: a power cut while it is written can leave it so, and no frame is there before
+/// it is durable.
 pub fn has_trace(io: &mut Blocking, dir: &File, found: &Found) -> Result<bool> {
     if found.length < SEGMENT_HEADER_READ as u64 {
         return Ok(true);
@@ -132,5 +134,5 @@ pub fn has_trace(io: &mut Blocking, dir: &File, found: &Found) -> Result<bool> {
             Ok(_) | Err(_) => return Ok(true),
         }
     }
-    Ok(found.header == Err(HeaderFault::Damaged("the device cannot read it")))
+    Ok(false)
 }
