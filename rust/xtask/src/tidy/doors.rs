@@ -11,6 +11,18 @@ use crate::source::{Language, Source};
 /// Production files that may say `unsafe`, each with the reason it has to.
 pub const UNSAFE_FILES: &[(&str, &str)] = &[
     (
+        "rust/bind/src/buffer.rs",
+        "copies out of an exported Python buffer",
+    ),
+    (
+        "rust/bind/src/jobs.rs",
+        "one pool of workers per process, never freed",
+    ),
+    (
+        "rust/bind/src/loops.rs",
+        "compares what the thread's dictionary says about the running loop",
+    ),
+    (
         "rust/core/src/engine/mod.rs",
         "asks the kernel for the random id of a new log",
     ),

@@ -4,9 +4,11 @@ mod group_commit;
 mod lifecycle;
 mod reader;
 mod recovery;
+mod repair;
 pub(crate) mod rig;
 mod segment;
 mod shelf;
+mod trust;
 mod verdict;
 
 use crate::{
