@@ -46,11 +46,13 @@ test: lint test-rust loom stubtest test-python ## Everything that must be green:
 .PHONY: bench
 bench: build-bench ## All benchmarks with the peers; one report in benches/report
 	@$(PY) benches/python/run.py $(BENCH_ARGS)
+	@cargo xtask figures
 	@cargo bench --locked --package millrace-benches
 
 .PHONY: bench-quick
-bench-quick: build-bench ## The same cells, shorter: under five minutes, for a look
-	@$(PY) benches/python/run.py --quick $(BENCH_ARGS)
+bench-quick: build-bench ## The same cells, shorter: under five minutes, into build/bench-quick
+	@mkdir -p build/bench-quick
+	@$(PY) benches/python/run.py --quick --out build/bench-quick $(BENCH_ARGS)
 
 .PHONY: torture
 torture: build ## The long proofs, for TORTURE_SECONDS (default 600): deeper crash states, storms, planted bugs
@@ -107,7 +109,7 @@ test-rust: $(STAMPS)/tools ## Unit tests, crash states, damage, fault loops
 .PHONY: loom
 loom: ## Every interleaving of the ring, completion and port models
 	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-3} \
-	  cargo test --locked --quiet --release --package millrace-core --lib loom
+	  cargo test --locked --quiet --profile fast --package millrace-core --lib loom
 
 .PHONY: stubtest
 stubtest: $(STAMPS)/extension ## The stub of the extension against the extension

@@ -34,6 +34,8 @@ pub mod sim;
 #[cfg(not(loom))]
 pub mod threads;
 #[cfg(not(loom))]
+pub mod uring;
+#[cfg(not(loom))]
 pub mod wal;
 
 pub use error::{Error, ErrorKind, Result};

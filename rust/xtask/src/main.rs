@@ -1,9 +1,11 @@
 //! House tasks, run as `cargo xtask NAME`.
 //!
 //! `tidy` holds the house rules that a compiler or a linter cannot see; `mutants` plants known
-//! bugs one by one and requires the test that should notice to notice. Neither needs a crate
-//! beyond the standard library, so that they build in a second.
+//! bugs one by one and requires the test that should notice to notice; `figures` copies measured
+//! figures to where they are read. None needs a crate beyond the standard library, so that they
+//! build in a second.
 
+mod figures;
 mod lexer;
 mod mutants;
 mod source;
@@ -14,6 +16,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cargo xtask tidy              hold the house rules
+       cargo xtask figures           copy the figures of the benchmark report into the README
        cargo xtask mutants [NAME..]  plant each bug, require its test to fail";
 
 fn main() -> ExitCode {
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
     let root = repository_root();
     let outcome = match arguments.split_first() {
         Some((task, [])) if task == "tidy" => tidy::run(&root),
+        Some((task, [])) if task == "figures" => figures::run(&root),
         Some((task, names)) if task == "mutants" => mutants::run(&root, names),
         _ => {
             eprintln!("{USAGE}");

@@ -4,11 +4,13 @@
 use std::path::Path;
 
 use crate::{
-    clock::SystemClock,
-    error::{Error, Result},
+    clock::{Clock, SystemClock},
+    error::{Error, ErrorKind, Result},
     ids::StoreId,
+    io::{Disk, Durability},
     sync::Arc,
     threads::ThreadsDisk,
+    uring::{self, UringDisk},
     wal::{
         Log,
         choose::Candidate,
@@ -28,16 +30,76 @@ pub enum WaySetting {
     Forced(CommitPath),
 }
 
+impl WaySetting {
+    fn admits(self, path: CommitPath) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Forced(wanted) => wanted == path,
+        }
+    }
+}
+
+/// Which backend may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendSetting {
+    /// The ring where the kernel allows it, else threads.
+    #[default]
+    Auto,
+    /// The ring, or an error that says why not.
+    Uring,
+    /// The ring without what only newer kernels have.
+    UringPlain,
+    /// Plain system calls.
+    Threads,
+}
+
+/// Which backend is used, and why not the ring.
+#[derive(Debug, Clone)]
+pub struct BackendInfo {
+    /// `uring`, `uring-plain` or `threads`.
+    pub name: &'static str,
+    /// Why the ring is not used; empty if it is, or if it was not asked for.
+    pub reason: String,
+    /// What helps against that.
+    pub hint: &'static str,
+}
+
 /// Opens a log on the machine's own disk, creating it if needed.
-pub fn open_log(path: &Path, settings: LogSettings, way: WaySetting) -> Result<Log> {
+pub fn open_log(
+    path: &Path,
+    settings: LogSettings,
+    way: WaySetting,
+    backend: BackendSetting,
+) -> Result<Log> {
     let world = world()?;
-    let candidates = candidates(&world, way)?;
+    let candidates = candidates(&world, way, backend)?;
     Log::open(&world, path, settings, &candidates)
 }
 
 /// Opens a log to read: no lock, nothing in the directory changes.
 pub fn open_log_read_only(path: &Path, settings: LogSettings) -> Result<Log> {
     Log::open_read_only(&world()?, path, settings)
+}
+
+/// Which backend a log would use here.
+pub fn backend_info(backend: BackendSetting) -> BackendInfo {
+    match ring_disk(Arc::new(SystemClock::new()), backend) {
+        Ok(Some((_, name))) => BackendInfo {
+            name,
+            reason: String::new(),
+            hint: "",
+        },
+        Ok(None) => BackendInfo {
+            name: "threads",
+            reason: String::new(),
+            hint: "",
+        },
+        Err(refusal) => BackendInfo {
+            name: "threads",
+            reason: refusal.error.to_string(),
+            hint: refusal.hint,
+        },
+    }
 }
 
 /// The machine as the log sees it.
@@ -51,19 +113,73 @@ pub fn world() -> Result<World> {
     })
 }
 
-/// The ways this machine offers, or the forced one.
-fn candidates(world: &World, way: WaySetting) -> Result<Vec<Candidate>> {
-    let pwrite = Candidate {
-        path: CommitPath::Pwrite,
-        disk: Arc::clone(&world.disk),
-    };
-    match way {
-        WaySetting::Auto | WaySetting::Forced(CommitPath::Pwrite) => Ok(vec![pwrite]),
-        WaySetting::Forced(_) => Err(Error::new(
-            crate::ErrorKind::Unsupported,
-            "io_uring is not available",
-        )),
+/// The ring, if it was asked for and works.
+fn ring_disk(
+    clock: Arc<dyn Clock>,
+    backend: BackendSetting,
+) -> Result<Option<(Arc<dyn Disk>, &'static str)>, uring::Refusal> {
+    if backend == BackendSetting::Threads {
+        return Ok(None);
     }
+    let disk = UringDisk::probe(clock, None)?;
+    let disk = match backend {
+        BackendSetting::UringPlain => disk.with_plain_ring(),
+        BackendSetting::Auto | BackendSetting::Uring | BackendSetting::Threads => disk,
+    };
+    let name = disk.variant();
+    Ok(Some((Arc::new(disk), name)))
+}
+
+/// The ways this machine offers, cheapest machinery first.
+fn candidates(world: &World, way: WaySetting, backend: BackendSetting) -> Result<Vec<Candidate>> {
+    let ring = match ring_disk(Arc::clone(&world.clock), backend) {
+        Ok(ring) => ring,
+        Err(refusal) if backend == BackendSetting::Auto => {
+            if way == WaySetting::Forced(CommitPath::RingDsync) {
+                return Err(unavailable(&refusal));
+            }
+            None
+        }
+        Err(refusal) => return Err(unavailable(&refusal)),
+    };
+    let mut all = vec![Candidate::new(
+        CommitPath::Pwrite,
+        Arc::clone(&world.disk),
+        "threads",
+    )];
+    match ring {
+        Some((disk, name)) => {
+            let buffered = Candidate::new(CommitPath::RingDsync, Arc::clone(&disk), name);
+            let direct = Candidate::new(CommitPath::Direct, disk, name);
+            all.extend([buffered, direct]);
+        }
+        None => {
+            let clock = Arc::clone(&world.clock);
+            let disk = ThreadsDisk::new(clock).with_durability(Durability::Dsync);
+            let direct = Candidate::new(CommitPath::Direct, Arc::new(disk), "threads");
+            // One thread writes one group at a time.
+            all.push(Candidate {
+                window: 1,
+                ..direct
+            });
+        }
+    }
+    all.retain(|candidate| way.admits(candidate.path));
+    if all.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "commit_path ring_dsync needs the ring, and the backend is forced to threads",
+        ));
+    }
+    Ok(all)
+}
+
+fn unavailable(refusal: &uring::Refusal) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("io_uring is not available: {refusal}"),
+    )
+    .caused_by(refusal.error.clone())
 }
 
 /// Sixteen bytes from the kernel's generator (getrandom(2)).

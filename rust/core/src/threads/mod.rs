@@ -204,6 +204,7 @@ impl Backend for ThreadsBackend {
         self.ready.extend(self.foreground.drain(..).map(refused));
         let leftovers = self.worker.shutdown(budget);
         self.leaked |= leftovers.requests > 0;
+        self.let_go();
         self.worker.collect_rest(&mut self.ready);
         self.in_flight = self.ready.len();
         leftovers

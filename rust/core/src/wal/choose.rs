@@ -25,6 +25,22 @@ pub struct Candidate {
     pub path: CommitPath,
     /// Backends for it.
     pub disk: Arc<dyn Disk>,
+    /// The name of those backends.
+    pub backend: &'static str,
+    /// Groups that may be in flight at once.
+    pub window: u32,
+}
+
+impl Candidate {
+    /// A way with its usual window.
+    pub fn new(path: CommitPath, disk: Arc<dyn Disk>, backend: &'static str) -> Self {
+        Self {
+            path,
+            disk,
+            backend,
+            window: path.window(),
+        }
+    }
 }
 
 /// What one way cost, or why it was left out.

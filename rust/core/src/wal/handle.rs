@@ -34,6 +34,10 @@ use super::{
 pub struct Way {
     /// The chosen path.
     pub path: CommitPath,
+    /// `uring`, `uring-plain` or `threads`.
+    pub backend: &'static str,
+    /// Groups that may be in flight at once.
+    pub window: u32,
     /// What every candidate cost, or why it was refused.
     pub measured: Vec<Measured>,
 }
@@ -63,10 +67,21 @@ impl Log {
         let block = settings.block_bytes;
         let opened = open::open(world, location, settings, || {
             let (at, measured) = choose::choose(&*world.disk, location, candidates, block)?;
-            let path = candidates[at].path;
-            chosen = Some((at, Way { path, measured }));
+            let Candidate {
+                path,
+                backend,
+                window,
+                ..
+            } = candidates[at];
+            let way = Way {
+                path,
+                backend,
+                window,
+                measured,
+            };
+            chosen = Some((at, way));
             Ok(Manner {
-                window: path.window(),
+                window,
                 direct: path == CommitPath::Direct,
             })
         })?;
@@ -114,6 +129,7 @@ impl Log {
     }
 
     fn check_writable(&self) -> Result<()> {
+        self.appender.check_process()?;
         match (self.way.is_some(), self.appender.failure()) {
             (true, None) => Ok(()),
             (true, Some(error)) => Err(error),
@@ -145,6 +161,7 @@ impl Log {
 
     /// A reader from `start` up to but not including `stop`.
     pub fn reader(&self, start: Lsn, stop: Option<Lsn>) -> Result<LogReader> {
+        self.appender.check_process()?;
         let first = self.appender.first_lsn();
         if start < first && start != Lsn::FIRST {
             return Err(truncate::truncated(start, first));
@@ -220,6 +237,7 @@ impl Log {
     /// Writes what was claimed, marks the clean close, releases the lock. Idempotent; a second
     /// caller waits for the first. Returns the poison if the log had failed.
     pub fn close(&self) -> Result<()> {
+        self.appender.check_process()?;
         self.appender.request_close();
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {

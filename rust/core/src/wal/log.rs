@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::{
     error::{Error, ErrorKind, Result},
+    fork::Origin as Process,
     ids::Lsn,
     port::Watch,
     ring::{Admission, AdmissionState, Claim, Entries, Producer, Refusal},
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) report: RecoveryReport,
     pub(crate) cursors: Mutex<Cursors>,
+    /// The process that opened it; a forked child must not use it.
+    pub(crate) process: Process,
     close_requested: AtomicBool,
     driver: Mutex<Option<Arc<dyn Wake>>>,
 }
@@ -50,8 +53,9 @@ impl Shared {
         segments: Segments,
         report: RecoveryReport,
         cursors: Cursors,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        Ok(Self {
+            process: Process::here()?,
             settings,
             producer,
             origin,
@@ -62,7 +66,7 @@ impl Shared {
             cursors: Mutex::new(cursors),
             close_requested: AtomicBool::new(false),
             driver: Mutex::new(None),
-        }
+        })
     }
 
     pub(crate) fn attach_driver(&self, wake: Arc<dyn Wake>) {
@@ -145,6 +149,7 @@ impl Shared {
 
     /// Checks limits that waiting will not change.
     fn check(&self, payloads: &[Payload]) -> Result<()> {
+        self.process.check()?;
         let limit = self.settings.record_bytes_max;
         if let Some(large) = payloads.iter().find(|payload| payload.len() > limit) {
             return Err(too_large("record_bytes_max", large.len(), limit));
@@ -329,12 +334,18 @@ impl Appender {
 
     /// Waits on a plain thread.
     pub fn wait(&self, level: Level, lsn: Lsn, timeout: Option<Duration>) -> Result<()> {
+        self.0.process.check()?;
         self.0.marks.wait(level, lsn, timeout)
     }
 
     /// What was done since the open.
     pub fn counts(&self) -> Counts {
         self.0.counters.snapshot()
+    }
+
+    /// Fails with `Forked` in a child of the process that opened the log.
+    pub fn check_process(&self) -> Result<()> {
+        self.0.process.check()
     }
 
     /// Asks for an orderly close: no new claims; what was claimed is still written.

@@ -133,7 +133,7 @@ pub(crate) fn open_read_only(
         segments,
         recovered.report,
         cursors,
-    );
+    )?;
     shared.marks.fail(read_only());
     Ok((Appender(Arc::new(shared)), dir))
 }
@@ -177,7 +177,7 @@ fn open_locked(
         segments,
         recovered.report,
         cursors,
-    ));
+    )?);
     let clock = Arc::clone(&world.clock);
     let committer = Committer::new(
         Arc::clone(&shared),

@@ -1,8 +1,8 @@
 //! Who may use whom. Code uses only what stands below it; neighbours do not know each other.
 //!
 //! ```text
-//! roof    9  cli, admin, testing      anything public below, never millrace._core
-//!         8  remote, metrics          store's public names, types, clock
+//! roof    9  cli, admin               anything public below, never millrace._core
+//!         8  remote, metrics, testing the public names below
 //!         7  store, log, parts        the composer: binding and decisions
 //!         6  flow, sweep              types, clock, settings only
 //!         5  types, settings, errors, clock     standard library only
@@ -153,8 +153,8 @@ fn python_floor(module: &str) -> Option<u32> {
         "sweep" if module.starts_with("sweep.sweeper") => 7,
         "flow" | "sweep" => 6,
         "store" | "namespace" | "log" | "parts" => 7,
-        "remote" | "metrics" => 8,
-        "cli" | "admin" | "testing" => 9,
+        "remote" | "metrics" | "testing" => 8,
+        "cli" | "admin" => 9,
         "__init__" | "__main__" => 10,
         _ => return None,
     })

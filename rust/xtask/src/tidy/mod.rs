@@ -9,11 +9,13 @@ mod floors;
 mod links;
 mod planted;
 mod sizes;
+mod supply;
 mod words;
 
 use std::path::Path;
 use std::process::Command;
 
+use crate::figures;
 use crate::source::{Source, collect};
 
 /// Something that breaks a rule, and where.
@@ -58,7 +60,12 @@ pub fn run(root: &Path) -> Result<bool, String> {
     findings.extend(sizes::check_lists(&sources));
     findings.extend(links::check_targets(root, &sources));
     findings.extend(planted::check_table(root, &sources)?);
+    findings.extend(supply::check(root));
     findings.extend(core_knows_no_python(root)?);
+    if !figures::is_current(root)? {
+        let message = "the figures are not those of the report: cargo xtask figures";
+        findings.push(Finding::of_file(figures::PAGE, message));
+    }
     for finding in &findings {
         println!("{}:{}: {}", finding.path, finding.line, finding.message);
     }

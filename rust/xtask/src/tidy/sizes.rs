@@ -19,19 +19,9 @@ pub const LONG: &[(&str, &str, &str)] = &[
         "every way a disk may look after a cut, in one place",
     ),
     (
-        "rust/core/src/wal/frame.rs",
-        "",
-        "both directions of one format, read side by side",
-    ),
-    (
-        "rust/core/src/wal/reader.rs",
-        "",
-        "one loop over segments, frames and records, with its failures",
-    ),
-    (
-        "rust/core/src/wal/salvage.rs",
-        "pieces",
-        "one pass over a damaged log; cutting it up hides the order",
+        "rust/core/src/sim/carry.rs",
+        "plan",
+        "one match over every operation of the contract",
     ),
 ];
 

@@ -1,9 +1,14 @@
+mod faults;
 mod frame;
+mod group_commit;
 mod lifecycle;
 mod reader;
 mod recovery;
+mod repair;
 pub(crate) mod rig;
 mod segment;
+mod shelf;
+mod trust;
 mod verdict;
 
 use crate::{

@@ -257,8 +257,12 @@ fn a_prepared_file_with_a_segments_name_is_never_used() {
     let found = open(&builder.disk);
     assert_eq!(found.leftovers, std::slice::from_ref(&name));
     assert_eq!((found.next, found.next_segment), (Lsn(9), SegmentId(5)));
-    builder.disk.put(&name, b"short");
+    builder
+        .disk
+        .edit(&name, |bytes| bytes[..9].copy_from_slice(b"scribbled"));
     assert_eq!(open(&builder.disk).leftovers, std::slice::from_ref(&name));
+    builder.disk.put(&name, b"cut");
+    assert_eq!(refusal(&builder.disk), (ErrorKind::Corrupt, 4, 0));
     let mut bytes = builder.disk.get(&segment_name(SegmentId(3))).unwrap();
     bytes[..512].fill(0);
     builder.disk.put(&name, &bytes);

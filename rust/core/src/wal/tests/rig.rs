@@ -5,13 +5,15 @@ use std::path::Path;
 use crate::{
     error::Result,
     ids::{Lsn, StoreId},
-    io::{Backend, Wait},
-    sim::SimDisk,
-    sync::Arc,
+    io::{Backend, Blocking, Disk, Wait},
+    sim::{SimDisk, Zombies},
+    sync::{Arc, lock},
     wal::{
         commit::Next,
+        cursor::Mark,
         lock::{Census, Holder},
         open::{self, Manner, Opened, World},
+        recovery::{RecoveryMode, recover},
         settings::LogSettings,
     },
 };
@@ -59,6 +61,7 @@ pub(crate) fn small() -> LogSettings {
 pub(crate) struct Rig {
     pub(crate) opened: Opened,
     pub(crate) backend: Box<dyn Backend>,
+    pub(crate) disk: SimDisk,
 }
 
 impl Rig {
@@ -72,7 +75,11 @@ impl Rig {
         let mut backend = world.disk.backend()?;
         backend.hold(&opened.lock)?;
         opened.committer.attach(&*backend);
-        Ok(Self { opened, backend })
+        Ok(Self {
+            opened,
+            backend,
+            disk: disk.clone(),
+        })
     }
 
     /// Turns until nothing is in flight; returns whether the committer is done.
@@ -94,10 +101,36 @@ impl Rig {
         self.opened.appender.submit(bytes.into())
     }
 
+    pub(crate) fn commit_cursor(&mut self, name: &str, mark: Mark) -> Result<()> {
+        let mut backend = self.disk.backend()?;
+        let mut io = Blocking::new(&mut *backend);
+        let mut cursors = lock(&self.opened.appender.0.cursors);
+        cursors.set(&mut io, &self.opened.dir, name, mark)
+    }
+
+    pub(crate) fn truncate_before(&mut self, lsn: Lsn) -> Result<Lsn> {
+        let mut backend = self.disk.backend()?;
+        let mut io = Blocking::new(&mut *backend);
+        let segments = &self.opened.appender.0.segments;
+        let first = segments.drop_below(lsn);
+        segments.remove_files(&mut io, &self.opened.dir)?;
+        Ok(first)
+    }
+
     pub(crate) fn close(mut self) -> Result<()> {
         self.opened.appender.request_close();
         assert!(self.settle());
         self.backend.let_go();
-        crate::io::Blocking::new(&mut *self.backend).unlock(&self.opened.lock)
+        Blocking::new(&mut *self.backend).unlock(&self.opened.lock)
     }
+}
+
+/// What a process kill now would leave: the LSN that recovery finds last.
+pub(crate) fn durable_prefix(world: &crate::sim::World) -> Lsn {
+    let disk = world.killed(Zombies::default());
+    let mut backend = disk.backend().unwrap();
+    let mut io = Blocking::new(&mut *backend);
+    let dir = io.open_dir(Path::new("/log"), false).unwrap();
+    let found = recover(&mut io, &dir, RecoveryMode::Tail).unwrap();
+    found.next.previous()
 }

@@ -1,0 +1,266 @@
+"""`millrace log`: append to a log, read it, follow it, look at it, check it, repair it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+import millrace.log as log_functions
+from millrace import Log, Record
+from millrace.cli.framing import FORMATS, Format, FramingError, as_json, frame, splitter_for
+from millrace.cli.intake import Intake, read_stdin
+from millrace.cli.output import Output, command, describe, describe_error
+from millrace.cli.units import bytes_text
+from millrace.errors import Error
+
+_RECORD_BYTES_MAX = 16 << 20
+_FOLLOW_S = 0.1
+_RECENT_NS = 1_000_000_000
+
+directory_argument = click.argument("directory", type=click.Path(path_type=Path))
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="lines",
+    show_default=True,
+    help="lines; ndjson: one JSON value per line; length: four bytes of length, then the record.",
+)
+
+
+@click.group()
+def log() -> None:
+    """Work with the log in a directory."""
+
+
+@log.command()
+@directory_argument
+@format_option
+@command
+def append(*, directory: Path, form: Format, out: Output) -> None:
+    """Append records from standard input, many in flight; done means durable."""
+    intake = Intake()
+
+    async def run() -> None:
+        async with Log.open(directory) as target:
+            with out.progress("appending", None) as show:
+                splitter = splitter_for(form, _RECORD_BYTES_MAX)
+                await intake.run(target, read_stdin(), splitter, show)
+
+    try:
+        asyncio.run(run())
+    except (Error, OSError, FramingError) as error:
+        done = f"{intake.records:,} records before it are durable"
+        where = f", through LSN {intake.last_lsn:,}" if intake.records else ""
+        failure = {"error": describe_error(error), **intake.summary()}
+        out.fail(f"{type(error).__name__}: {error}; {done}{where}", failure)
+    summary = intake.summary()
+    out.answer(summary)
+    if intake.records == 0:
+        out.say("appended nothing: the input was empty")
+    else:
+        out.say(
+            f"appended {intake.records:,} records ({bytes_text(intake.bytes)}), "
+            f"LSN {intake.first_lsn:,} to {intake.last_lsn:,}, "
+            f"in {intake.elapsed_s:.2f} s: durable"
+        )
+
+
+def _emit(record: Record, form: Format, out: Output) -> None:
+    if out.as_json:
+        line = json.dumps(as_json(record.lsn, record.timestamp, record.data)).encode() + b"\n"
+    else:
+        line = frame(form, record.data)
+    sys.stdout.buffer.write(line)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which records to print."""
+
+    start: int
+    stop: int | None = None
+    follow: bool = False
+
+
+async def _print_once(directory: Path, span: Span, form: Format, out: Output) -> int:
+    """Print what is durable now; returns the LSN that would come next."""
+    async with Log.open(directory, read_only=True) as source:
+        next_lsn = max(span.start, source.first_lsn)
+        if next_lsn > source.durable_lsn:
+            return next_lsn
+        async for batch in source.read_batches(next_lsn, span.stop):
+            for record in batch:
+                _emit(record, form, out)
+            next_lsn = batch[-1].lsn + 1
+    sys.stdout.flush()
+    return next_lsn
+
+
+async def _print_all(directory: Path, span: Span, form: Format, out: Output) -> None:
+    """
+    Print records, and wait for more if the span says so.
+
+    A read-only log shows what was durable when it was opened, so following means opening again
+    whenever a file of the log has been written to.
+    """
+    seen_ns = _written_ns(directory)
+    next_lsn = await _print_once(directory, span, form, out)
+    while span.follow:
+        await asyncio.sleep(_FOLLOW_S)
+        written_ns = _written_ns(directory)
+        # File times move in steps: a write just after the last look may carry the same time.
+        is_recent = time.time_ns() - written_ns < _RECENT_NS
+        if written_ns != seen_ns or is_recent:
+            seen_ns = written_ns
+            next_lsn = await _print_once(directory, Span(next_lsn), form, out)
+
+
+def _written_ns(directory: Path) -> int:
+    with os.scandir(directory) as entries:
+        times = [entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".log")]
+    return max(times, default=0)
+
+
+def _stream(directory: Path, span: Span, form: Format, out: Output) -> None:
+    try:
+        asyncio.run(_print_all(directory, span, form, out))
+    except KeyboardInterrupt:
+        if not span.follow:
+            raise
+
+
+follow_option = click.option("-f", "--follow", is_flag=True, help="Then wait for more.")
+
+
+@log.command()
+@directory_argument
+@click.option("--start", type=click.IntRange(min=1), default=1, help="First LSN.")
+@click.option("--stop", type=click.IntRange(min=1), help="LSN to stop before.")
+@follow_option
+@format_option
+@command
+def cat(
+    *, directory: Path, start: int, stop: int | None, follow: bool, form: Format, out: Output
+) -> None:
+    """Print records; with --json one object per line, with LSN and timestamp.
+
+    Reads beside a live owner and shows only what is durable.
+    """
+    if follow and stop is not None:
+        raise click.UsageError("--stop and --follow exclude each other")
+    _stream(directory, Span(start, stop, follow), form, out)
+
+
+@log.command()
+@directory_argument
+@click.option("-n", "--records", type=click.IntRange(min=0), default=10, show_default=True)
+@click.option("--start", type=click.IntRange(min=1), help="First LSN, instead of the last -n.")
+@follow_option
+@format_option
+@command
+def tail(
+    *, directory: Path, records: int, start: int | None, follow: bool, form: Format, out: Output
+) -> None:
+    """Print the last records, and with -f those that are appended from now on."""
+
+    async def first() -> int:
+        async with Log.open(directory, read_only=True) as source:
+            return max(1, source.last_lsn - records + 1)
+
+    start = start or asyncio.run(first())
+    _stream(directory, Span(start, follow=follow), form, out)
+
+
+@log.command()
+@directory_argument
+@command
+def stat(*, directory: Path, out: Output) -> None:
+    """Show what the log holds and what opening it found."""
+
+    async def run() -> dict[str, object]:
+        async with Log.open(directory, read_only=True) as source:
+            return {
+                "directory": str(directory),
+                "first_lsn": source.first_lsn,
+                "last_lsn": source.last_lsn,
+                "durable_lsn": source.durable_lsn,
+                "records": max(0, source.last_lsn - source.first_lsn + 1),
+                "recovery": describe(source.recovery),
+                "statistics": describe(source.statistics()),
+            }
+
+    found = asyncio.run(run())
+    found["files"] = _files(directory)
+    out.answer(found)
+    files = found.pop("files")
+    nested = {name: found.pop(name) for name in ("recovery", "statistics")}
+    out.facts("log", found)
+    for name, values in nested.items():
+        out.say("")
+        out.facts(name, values if isinstance(values, dict) else {name: values})
+    out.say("")
+    out.table("files", ("name", "size", "on disk"), files)  # type: ignore[arg-type]
+
+
+def _files(directory: Path) -> list[tuple[str, int, int]]:
+    with os.scandir(directory) as entries:
+        found = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    return sorted((name, stat.st_size, stat.st_blocks * 512) for name, stat in found)
+
+
+@log.command()
+@directory_argument
+@command
+def verify(*, directory: Path, out: Output) -> None:
+    """Read every byte and check it; changes nothing. Exit code 1 if anything is damaged."""
+    report = _checked("verify", directory)
+    _report("verify", report, out)
+
+
+@log.command()
+@directory_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@command
+def repair(*, directory: Path, yes: bool, out: Output) -> None:
+    """Make a damaged log usable again; a damaged segment is copied aside first."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("repair changes the log: pass --yes when nobody can be asked")
+        click.confirm(
+            f"Repair {directory}? Damaged segments are copied aside, then what cannot be read "
+            "is dropped",
+            abort=True,
+            err=True,
+        )
+    report = _checked("repair", directory)
+    _report("repair", report, out, is_failed_by_damage=False)
+
+
+def _checked(name: str, directory: Path) -> object:
+    """Run `millrace.log.verify` or `repair`."""
+
+    async def run() -> object:
+        found: object = await getattr(log_functions, name)(directory)
+        return found
+
+    return asyncio.run(run())
+
+
+def _report(title: str, report: object, out: Output, *, is_failed_by_damage: bool = True) -> None:
+    found = describe(report)
+    pairs = found if isinstance(found, dict) else {"report": found}
+    damage = pairs.get("damage")
+    if damage and is_failed_by_damage:
+        if not out.as_json:
+            out.facts(title, pairs)
+        out.fail("the log is damaged", pairs)
+    out.answer(pairs)
+    out.facts(title, pairs)

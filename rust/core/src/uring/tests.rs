@@ -1,0 +1,554 @@
+use super::*;
+use crate::{
+    clock::SystemClock,
+    io::{
+        Access, Answer, BLOCK, Blocking, Buffer, Op, Token,
+        contract::{Place, World, a_write_meets_the_size_limit, in_own_process},
+    },
+};
+
+fn disk() -> UringDisk {
+    UringDisk::probe(Arc::new(SystemClock::new()), None).unwrap()
+}
+
+fn world_of(disk: UringDisk, name: &str) -> World {
+    let place = Place::new(name);
+    World {
+        disk: Box::new(disk),
+        path: place.path().to_owned(),
+        real: true,
+        keep: Box::new(place),
+    }
+}
+
+mod tuned {
+    fn world(name: &str) -> super::World {
+        super::world_of(super::disk(), name)
+    }
+    crate::contract_tests!(world);
+}
+
+mod plain {
+    fn world(name: &str) -> super::World {
+        super::world_of(super::disk().with_plain_ring(), name)
+    }
+    crate::contract_tests!(world);
+}
+
+/// A queue much smaller than the table: full queues and overflowing completions all the time.
+mod crowded {
+    fn world(name: &str) -> super::World {
+        let mut disk = super::disk().with_capacity(512);
+        disk.setup.entries = 4;
+        super::world_of(disk.with_durability(super::Durability::Fdatasync), name)
+    }
+    crate::contract_tests!(world);
+}
+
+mod faulty {
+    use crate::io::faulty::FaultyDisk;
+
+    fn world(name: &str) -> super::World {
+        let world = super::world_of(super::disk(), name);
+        let disk = Box::new(FaultyDisk::new(super::disk()));
+        super::World { disk, ..world }
+    }
+    crate::contract_tests!(world);
+}
+
+fn foreground(token: u64, op: Op) -> Request {
+    Request {
+        token: Token(token),
+        class: Class::Foreground,
+        op,
+    }
+}
+
+fn finish(backend: &mut UringBackend) -> Vec<Finished> {
+    let mut out = Vec::new();
+    while backend.in_flight() > 0 {
+        backend.poll(&mut out, Wait::Forever).unwrap();
+    }
+    out
+}
+
+/// A read that is not answered until something is written to the other end, which is returned.
+fn endless_read(length: usize) -> (Op, io::PipeWriter) {
+    let (reader, writer) = io::pipe().unwrap();
+    let op = Op::Read {
+        file: File::from_fd(reader.into()),
+        offset: 0,
+        length,
+        buffer: Buffer::zeroed(length),
+    };
+    (op, writer)
+}
+
+fn file_in(place: &Place, backend: &mut UringBackend, name: &str, access: Access) -> File {
+    let mut io = Blocking::new(backend);
+    let dir = io.open_dir(place.path(), false).unwrap();
+    io.open(&dir, name, access).unwrap()
+}
+
+fn write(file: &File, length: usize) -> Op {
+    Op::Write {
+        file: file.clone(),
+        offset: 0,
+        length,
+        buffer: Buffer::zeroed(length),
+        sync: true,
+    }
+}
+
+#[test]
+fn the_probe_accepts_this_machine() {
+    // Where these tests run the ring works, also with a page written in a directory, and the
+    // page's file is not left behind.
+    let place = Place::new("probe");
+    let disk = UringDisk::probe(Arc::new(SystemClock::new()), Some(place.path())).unwrap();
+    assert!(["uring", "uring-plain"].contains(&disk.variant()));
+    assert_eq!(disk.with_plain_ring().variant(), "uring-plain");
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_probe_that_cannot_write_says_so() {
+    // The last step of the probe is a page in the directory the log will live in.
+    let clock = Arc::new(SystemClock::new());
+    let refusal = UringDisk::probe(clock, Some("/nowhere/at/all".as_ref())).unwrap_err();
+    assert_eq!(refusal.reason, Reason::Failed);
+    assert_eq!(refusal.error.errno(), Some(libc::ENOENT));
+}
+
+#[test]
+fn a_write_beyond_the_size_limit_is_an_error() {
+    // The ring answers short and then refuses; the owner sees one error and has its buffer back.
+    in_own_process("uring::tests::own_process_size_limit");
+}
+
+#[test]
+#[ignore = "changes the limits of the process; run by the test above"]
+fn own_process_size_limit() {
+    // See `a_write_beyond_the_size_limit_is_an_error`.
+    a_write_meets_the_size_limit(&world_of(disk(), "limit"));
+    a_write_meets_the_size_limit(&world_of(disk().with_plain_ring(), "limit"));
+    let synced = disk().with_durability(Durability::Fdatasync);
+    a_write_meets_the_size_limit(&world_of(synced, "limit"));
+}
+
+#[test]
+fn one_request_without_answer_delays_no_other() {
+    // While a read waits, other requests go round, and waits end at their time.
+    let place = Place::new("endless");
+    let mut backend = disk().open().unwrap();
+    let file = file_in(&place, &mut backend, "f", Access::CREATE);
+    let (op, writer) = endless_read(1);
+    backend.submit(foreground(1, op)).unwrap();
+    for token in 2..10 {
+        backend.submit(foreground(token, write(&file, 16))).unwrap();
+        let mut out = Vec::new();
+        backend.poll(&mut out, Wait::Forever).unwrap();
+        assert_eq!(out[0].token, Token(token));
+    }
+    let until = backend.now().after(Duration::from_millis(5));
+    let mut out = Vec::new();
+    backend.poll(&mut out, Wait::Until(until)).unwrap();
+    assert!(out.is_empty() && backend.now() >= until);
+    io::Write::write_all(&mut &writer, b"x").unwrap();
+    let out = finish(&mut backend);
+    assert!(matches!(out[0].result, Ok(Answer::Count(1))));
+    assert_eq!(out[0].buffer.as_deref(), Some(&b"x"[..]));
+}
+
+#[test]
+fn shutdown_cancels_what_would_never_be_answered() {
+    // Without a budget shutdown waits for the kernel, and cancelling makes the kernel answer.
+    let mut backend = disk().open().unwrap();
+    let mut writers = Vec::new();
+    for token in 0..100 {
+        let (op, writer) = endless_read(64);
+        backend.submit(foreground(token, op)).unwrap();
+        writers.push(writer);
+    }
+    backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+    assert_eq!(backend.shutdown(None), Leftovers::default());
+    let out = finish(&mut backend);
+    assert_eq!(out.len(), 100);
+    for done in out {
+        assert_eq!(done.result.unwrap_err().errno(), Some(libc::ECANCELED));
+        assert_eq!(done.buffer.unwrap().len(), 64);
+    }
+}
+
+/// Whether every page from `start` on is mapped.
+fn is_mapped(start: usize, length: usize) -> bool {
+    let mut pages = vec![0u8; length / BLOCK];
+    let address = std::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: only looks up the range, and writes one byte for each page of it.
+    unsafe { libc::mincore(address, length, pages.as_mut_ptr()) == 0 }
+}
+
+#[test]
+fn what_shutdown_leaves_behind_is_never_reused() {
+    // Direct reads go on after the ring is closed. Their buffers are leaked and counted: the
+    // memory stays where it is, nobody else gets it, and what others get keeps its bytes.
+    const LENGTH: usize = 1 << 20;
+    const COUNT: usize = 48;
+    let place = Place::new("leak");
+    let mut backend = disk().open().unwrap();
+    let file = file_in(&place, &mut backend, "f", Access::CREATE);
+    backend
+        .submit(foreground(0, write(&file, COUNT * LENGTH)))
+        .unwrap();
+    finish(&mut backend);
+    let mut io = Blocking::new(&mut backend);
+    let dir = io.open_dir(place.path(), false).unwrap();
+    let Ok(file) = io.open(&dir, "f", Access::READ.direct(true)) else {
+        return;
+    };
+    let mut left = 0;
+    for _round in 0..20 {
+        left += leave_reads_behind(&file, COUNT, LENGTH);
+        if left > 0 {
+            return;
+        }
+    }
+    panic!("the kernel was too fast for this test to say anything");
+}
+
+fn leave_reads_behind(file: &File, count: usize, length: usize) -> u64 {
+    let mut backend = disk().open().unwrap();
+    let mut places = Vec::new();
+    for index in 0..count {
+        let buffer = Buffer::zeroed(length);
+        places.push(buffer.as_ptr() as usize);
+        let op = Op::Read {
+            file: file.clone(),
+            offset: (index * length) as u64,
+            length,
+            buffer,
+        };
+        backend.submit(foreground(index as u64, op)).unwrap();
+    }
+    let mut out = Vec::new();
+    backend.poll(&mut out, Wait::Never).unwrap();
+    let left = backend.shutdown(Some(Duration::ZERO));
+    backend.poll(&mut out, Wait::Never).unwrap();
+    assert_eq!(out.len() as u64 + left.requests, count as u64);
+    assert_eq!(left.bytes, left.requests * length as u64);
+    for done in &out {
+        let back = done.buffer.as_ref().unwrap().as_ptr() as usize;
+        places.retain(|place| *place != back);
+    }
+    drop((backend, out));
+    let mut expected = Buffer::zeroed(length);
+    expected.fill(0xa5);
+    let mut fresh: Vec<Buffer> = (0..count).map(|_| Buffer::zeroed(length)).collect();
+    for buffer in &mut fresh {
+        buffer.copy_from_slice(&expected);
+        let start = buffer.as_ptr() as usize;
+        let apart = |place: &usize| place.abs_diff(start) >= length;
+        assert!(
+            places.iter().all(apart),
+            "a buffer in flight was given away"
+        );
+    }
+    for place in places {
+        assert!(is_mapped(place, length), "a buffer in flight was unmapped");
+    }
+    // By the time the same bytes were read once more, the reads left behind are over.
+    let mut other = disk().open().unwrap();
+    let buffer = Buffer::zeroed(count * length);
+    let mut io = Blocking::new(&mut other);
+    io.read(file, 0, count * length, buffer).unwrap();
+    let kept = fresh.iter().all(|buffer| buffer[..] == expected[..]);
+    assert!(kept, "memory was written after the shutdown");
+    left.requests
+}
+
+#[test]
+fn an_answer_to_nothing_poisons() {
+    // A key nobody has: everybody is answered with the cause, and the memory that the kernel
+    // knows does not come back.
+    let mut backend = disk().open().unwrap();
+    let (op, _writer) = endless_read(64);
+    backend.submit(foreground(1, op)).unwrap();
+    backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+    let entry = opcode::Nop::new().build().user_data(77);
+    // SAFETY: the entry points at nothing.
+    assert!(unsafe { backend.ring.as_mut().unwrap().stage(&entry) });
+    let mut out = Vec::new();
+    backend.poll(&mut out, Wait::Forever).unwrap();
+    assert_eq!(out.len(), 1);
+    assert!(out[0].buffer.is_none());
+    let error = out[0].result.as_ref().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Poisoned);
+    assert_eq!(error.cause().unwrap().number("key"), Some(77));
+    let (op, _writer) = endless_read(64);
+    backend.submit(foreground(2, op)).unwrap();
+    let out = finish(&mut backend);
+    assert!(out[0].buffer.is_some() && out[0].result.is_err());
+    assert!(backend.poll(&mut Vec::new(), Wait::Forever).is_err());
+    assert_eq!(backend.shutdown(None), Leftovers::default());
+}
+
+#[test]
+fn a_late_cancel_answer_is_no_news() {
+    // The answer to a cancel never ends a flight, whatever it says.
+    let mut backend = disk().open().unwrap();
+    let (op, writer) = endless_read(1);
+    backend.submit(foreground(1, op)).unwrap();
+    backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+    let entry = opcode::Nop::new().build().user_data(CANCEL | 1);
+    // SAFETY: the entry points at nothing.
+    assert!(unsafe { backend.ring.as_mut().unwrap().stage(&entry) });
+    backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+    assert_eq!(backend.in_flight(), 1);
+    io::Write::write_all(&mut &writer, b"x").unwrap();
+    assert!(finish(&mut backend)[0].result.is_ok());
+}
+
+#[test]
+fn the_ring_itself_holds_the_lock() {
+    // With every handle of the process gone the lock stays taken, as after a death with writes in
+    // flight: the kernel keeps what is registered with a ring.
+    let place = Place::new("ring-holds");
+    let mut backend = disk().open().unwrap();
+    let lock = file_in(&place, &mut backend, "LOCK", Access::CREATE);
+    Blocking::new(&mut backend).lock(&lock).unwrap();
+    backend.hold(&lock).unwrap();
+    backend.held = None;
+    backend.worker.hold(None);
+    drop(lock);
+    let mut other = disk().open().unwrap();
+    let again = file_in(&place, &mut other, "LOCK", Access::WRITE);
+    let refused = Blocking::new(&mut other).lock(&again).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked);
+    backend.let_go();
+    Blocking::new(&mut other).lock(&again).unwrap();
+}
+
+#[test]
+fn another_thread_may_turn_an_idle_backend() {
+    // A ring belongs to a thread; a backend that moves without work in flight gets a new one, and
+    // the lock is held without a gap.
+    let place = Place::new("move");
+    let mut backend = disk().open().unwrap();
+    let lock = file_in(&place, &mut backend, "LOCK", Access::CREATE);
+    Blocking::new(&mut backend).lock(&lock).unwrap();
+    backend.hold(&lock).unwrap();
+    drop(lock);
+    let (mut backend, place) = std::thread::spawn(move || {
+        let file = file_in(&place, &mut backend, "f", Access::CREATE);
+        backend.submit(foreground(1, write(&file, BLOCK))).unwrap();
+        assert!(finish(&mut backend)[0].result.is_ok());
+        (backend, place)
+    })
+    .join()
+    .unwrap();
+    let file = file_in(&place, &mut backend, "f", Access::WRITE);
+    backend.submit(foreground(1, write(&file, BLOCK))).unwrap();
+    assert!(finish(&mut backend)[0].result.is_ok());
+    let mut other = disk().open().unwrap();
+    let again = file_in(&place, &mut other, "LOCK", Access::WRITE);
+    let refused = Blocking::new(&mut other).lock(&again).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked);
+    backend.shutdown(None);
+    // The rings of other threads could not be told to let go; the kernel closes them a bit later.
+    let mut io = Blocking::new(&mut other);
+    let deadline = io.now().after(Duration::from_secs(20));
+    while io.lock(&again).is_err() {
+        assert!(io.now() < deadline, "the lock is never given back");
+        io.sleep(Duration::from_millis(1)).unwrap();
+    }
+}
+
+#[test]
+fn another_thread_may_not_turn_a_busy_one() {
+    // It would see no answer for ever; so it is told, and nothing is freed.
+    let mut backend = disk().open().unwrap();
+    let (op, _writer) = endless_read(64);
+    backend.submit(foreground(1, op)).unwrap();
+    backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+    std::thread::spawn(move || {
+        let mut out = Vec::new();
+        backend.poll(&mut out, Wait::Forever).unwrap();
+        assert!(out[0].buffer.is_none() && out[0].result.is_err());
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_forked_child_has_no_part_in_the_ring() {
+    // The child is refused, may drop what it inherited, and keeps neither ring nor lock alive:
+    // when the parent is done, the lock is free although the child lives.
+    let place = Place::new("fork");
+    let mut backend = disk().open().unwrap();
+    let lock = file_in(&place, &mut backend, "LOCK", Access::CREATE);
+    let mut io = Blocking::new(&mut backend);
+    io.lock(&lock).unwrap();
+    io.hold(&lock).unwrap();
+    let (op, writer) = endless_read(1);
+    backend.submit(foreground(1, op)).unwrap();
+    backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+    let (mut told, tell) = io::pipe().unwrap();
+    let (mut wait, end) = io::pipe().unwrap();
+    // SAFETY: the child polls and drops the backend, which by this test's claim touches nothing of
+    // the parent's there, uses two pipes, and exits without running anything of the harness.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        drop(end);
+        let refused = backend.poll(&mut Vec::new(), Wait::Forever).unwrap_err();
+        drop(backend);
+        let code = u8::from(refused.kind() == ErrorKind::Forked);
+        let _ = io::Write::write_all(&mut &tell, &[code]);
+        let _ = io::Read::read(&mut wait, &mut [0]);
+        // SAFETY: see above.
+        unsafe { libc::_exit(0) }
+    }
+    let mut code = [0];
+    io::Read::read_exact(&mut told, &mut code).unwrap();
+    assert_eq!(code, [1]);
+    io::Write::write_all(&mut &writer, b"x").unwrap();
+    assert!(finish(&mut backend)[0].result.is_ok());
+    backend.shutdown(None);
+    drop((backend, lock));
+    let mut other = disk().open().unwrap();
+    let again = file_in(&place, &mut other, "LOCK", Access::WRITE);
+    Blocking::new(&mut other).lock(&again).unwrap();
+    drop(end);
+    // SAFETY: `pid` is our child; no status is asked for.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+}
+
+#[test]
+fn a_forked_child_does_not_keep_a_dead_ring() {
+    // The parent's ring goes without being told to let go, as when the parent is killed; a child
+    // that lives on must not keep the ring, and with it the lock.
+    let place = Place::new("fork-ring");
+    let mut backend = disk().open().unwrap();
+    let lock = file_in(&place, &mut backend, "LOCK", Access::CREATE);
+    Blocking::new(&mut backend).lock(&lock).unwrap();
+    backend.hold(&lock).unwrap();
+    let (mut told, tell) = io::pipe().unwrap();
+    let (mut wait, end) = io::pipe().unwrap();
+    // SAFETY: the child uses two pipes and exits without running anything of the harness.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        drop(end);
+        let _ = io::Write::write_all(&mut &tell, b"x");
+        let _ = io::Read::read(&mut wait, &mut [0]);
+        // SAFETY: see above.
+        unsafe { libc::_exit(0) }
+    }
+    io::Read::read_exact(&mut told, &mut [0]).unwrap();
+    backend.ring = None;
+    drop((backend, lock));
+    let mut other = disk().open().unwrap();
+    let again = file_in(&place, &mut other, "LOCK", Access::WRITE);
+    let mut io = Blocking::new(&mut other);
+    let deadline = io.now().after(Duration::from_secs(10));
+    while io.lock(&again).is_err() {
+        assert!(io.now() < deadline, "the child keeps the ring");
+        io.sleep(Duration::from_millis(1)).unwrap();
+    }
+    drop(end);
+    // SAFETY: `pid` is our child; no status is asked for.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+}
+
+/// From now on the system call `number` answers `errno` in this process.
+fn deny(number: libc::c_long, errno: i32) {
+    let step = |code: u32, jt, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let refuse = libc::SECCOMP_RET_ERRNO | errno.cast_unsigned();
+    // The number of the call lies at the beginning of what a filter looks at.
+    let mut filter = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            0,
+            1,
+            u32::try_from(number).unwrap(),
+        ),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, refuse),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    let mode = libc::SECCOMP_MODE_FILTER;
+    // SAFETY: the program and its filter live during the calls, which copy them.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(
+            libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program),
+            0
+        );
+    }
+}
+
+fn probe_without(number: libc::c_long, errno: i32) -> Refusal {
+    let filtered = std::thread::spawn(move || {
+        // A filter binds the thread that sets it.
+        deny(number, errno);
+        UringDisk::probe(Arc::new(SystemClock::new()), None)
+    });
+    filtered.join().unwrap().unwrap_err()
+}
+
+#[test]
+fn every_refusal_has_its_reason_and_hint() {
+    // What a filter, an old kernel or a limit answers is told apart, each with its own advice.
+    in_own_process("uring::tests::own_process_refusals");
+}
+
+#[test]
+#[ignore = "filters system calls; run by the test above"]
+fn own_process_refusals() {
+    // See `every_refusal_has_its_reason_and_hint`.
+    let setup = libc::SYS_io_uring_setup;
+    let mut hints = Vec::new();
+    for (number, errno, reason) in [
+        (setup, libc::ENOSYS, Reason::Unknown),
+        (setup, libc::EPERM, Reason::Forbidden),
+        (setup, libc::ENOMEM, Reason::Memory),
+        (setup, libc::EMFILE, Reason::Setup),
+        (libc::SYS_io_uring_enter, libc::EPERM, Reason::Failed),
+        (libc::SYS_io_uring_register, libc::EPERM, Reason::Failed),
+    ] {
+        let refusal = probe_without(number, errno);
+        assert_eq!(refusal.reason, reason, "{refusal}");
+        assert_eq!(refusal.error.errno(), Some(errno), "{refusal}");
+        assert!(refusal.to_string().contains(refusal.hint));
+        hints.push(refusal.hint);
+    }
+    hints.dedup();
+    assert_eq!(hints.len(), 5);
+    assert!(hints[1].contains("seccomp"), "{}", hints[1]);
+}
+
+#[test]
+fn a_ring_denied_after_the_probe_answers_everybody() {
+    // Nobody waits for ever when the kernel changes its mind: every request is answered.
+    let disk = disk();
+    let filtered = std::thread::spawn(move || {
+        deny(libc::SYS_io_uring_setup, libc::EPERM);
+        let mut backend = disk.open().unwrap();
+        let (op, _writer) = endless_read(64);
+        backend.submit(foreground(1, op)).unwrap();
+        let out = finish(&mut backend);
+        assert!(out[0].buffer.is_some());
+        assert_eq!(
+            out[0].result.as_ref().unwrap_err().errno(),
+            Some(libc::EPERM)
+        );
+    });
+    filtered.join().unwrap();
+}
