@@ -41,12 +41,13 @@ def _need_root() -> None:
 
 def unmount(point: Path) -> None:
     """Unmount, with patience for a device that is still draining."""
+    done = None
     for _ in range(100):
         done = subprocess.run(["umount", str(point)], capture_output=True, text=True, check=False)
         if done.returncode == 0 or "not mounted" in done.stderr:
             return
         time.sleep(0.05)
-    raise AssertionError(f"could not unmount {point}: {done.stderr}")
+    raise AssertionError(f"could not unmount {point}: {done and done.stderr}")
 
 
 @contextmanager
