@@ -109,7 +109,7 @@ test-rust: $(STAMPS)/tools ## Unit tests, crash states, damage, fault loops
 .PHONY: loom
 loom: ## Every interleaving of the ring, completion and port models
 	@RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom LOOM_MAX_PREEMPTIONS=$${LOOM_MAX_PREEMPTIONS:-3} \
-	  cargo test --locked --quiet --release --package millrace-core --lib loom
+	  cargo test --locked --quiet --profile fast --package millrace-core --lib loom
 
 .PHONY: stubtest
 stubtest: $(STAMPS)/extension ## The stub of the extension against the extension

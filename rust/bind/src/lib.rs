@@ -1,9 +1,47 @@
-//! The module's list of names.
+//! The Python face of the engine: extract, call, convert.
+//!
+//! ```text
+//! log, open, reader, ticket      what Python calls
+//! operation                      what an asynchronous call returns
+//! loops, lines, jobs, queue      who waits for what, and where
+//! shared                         what the handles of one log have in common
+//! record, report, buffer, error  values across the line
+//! door                           the only way in and out of the interpreter
+//! ```
 
-use pyo3::prelude::*;
+mod buffer;
+mod door;
+mod error;
+mod jobs;
+mod lines;
+mod log;
+mod loops;
+mod open;
+mod operation;
+mod queue;
+mod reader;
+mod record;
+mod report;
+mod shared;
+mod ticket;
 
 /// The compiled half of Millrace; import `millrace` instead.
-#[pymodule(gil_used = false)]
-fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("__version__", env!("CARGO_PKG_VERSION"))
+#[pyo3::pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    use super::{
+        log::Log,
+        open::{backend_info, check_settings, open_log},
+        operation::Operation,
+        reader::Reader,
+        record::Record,
+        ticket::Ticket,
+    };
+
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
 }

@@ -211,10 +211,10 @@ fn killer_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result
     command.args(["test", "--quiet", "--locked", "--profile", "fast"]);
     let target = if mutant.loom {
         command.env("RUSTFLAGS", "--cfg loom");
-        root.join("target/mutants-loom")
+        root.join("target/loom")
     } else {
         command.env_remove("RUSTFLAGS");
-        root.join("target/mutants")
+        root.join("target")
     };
     command
         .env("CARGO_TARGET_DIR", &target)

@@ -35,6 +35,8 @@ mod buffer;
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
 pub(crate) mod execute;
+#[cfg(any(test, feature = "testing"))]
+pub mod faulty;
 mod file;
 #[cfg(any(test, feature = "testing"))]
 mod memory;

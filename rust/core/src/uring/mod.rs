@@ -213,13 +213,20 @@ impl UringBackend {
 
     /// Stages, submits and reaps until there is nothing to do but wait.
     fn advance(&mut self) -> Result<()> {
+        let mut fruitful = true;
         loop {
-            self.reap()?;
+            fruitful |= self.reap()?;
             self.stage();
-            let business = self.ring.as_mut().is_some_and(Ring::has_business);
-            if !business && !self.has_fresh() && self.again.is_empty() {
+            let Some(ring) = self.ring.as_mut() else {
+                return Ok(());
+            };
+            // A hint alone is followed only while it leads to answers: the kernel may raise its
+            // flag just after the work it speaks of was done, and then nothing lowers it.
+            let worth_it = ring.has_staged() || (fruitful && ring.has_hint());
+            if !worth_it {
                 return Ok(());
             }
+            fruitful = false;
             self.enter(Patience::None)?;
         }
     }
@@ -318,14 +325,11 @@ impl UringBackend {
         })
     }
 
-    /// Whether there is something to stage.
-    fn has_fresh(&self) -> bool {
-        !self.fresh.is_empty() || !(self.background_in_ring || self.background.is_empty())
-    }
-
-    /// Takes every answer there is.
-    fn reap(&mut self) -> Result<()> {
+    /// Takes every answer there is; true if there was one.
+    fn reap(&mut self) -> Result<bool> {
+        let mut any = false;
         while let Some(answer) = self.ring.as_mut().and_then(Ring::reap) {
+            any = true;
             match answer.user_data() {
                 BELL => self.on_bell(answer.result(), io_uring::cqueue::more(answer.flags()))?,
                 // Whether it could be cancelled is told by the answer of the flight itself.
@@ -333,7 +337,7 @@ impl UringBackend {
                 key => self.on_answer(Key(key), answer.result())?,
             }
         }
-        Ok(())
+        Ok(any)
     }
 
     fn on_bell(&mut self, answer: i32, more: bool) -> Result<()> {

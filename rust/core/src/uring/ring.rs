@@ -110,10 +110,15 @@ impl Ring {
         unsafe { self.kernel.submission().push(entry) }.is_ok()
     }
 
-    /// Whether the kernel should be entered although nobody wants to wait.
-    pub(super) fn has_business(&mut self) -> bool {
+    /// Whether the kernel has not taken all that was staged.
+    pub(super) fn has_staged(&mut self) -> bool {
+        !self.kernel.submission().is_empty()
+    }
+
+    /// Whether the kernel says that entering would bring answers.
+    pub(super) fn has_hint(&mut self) -> bool {
         let queue = self.kernel.submission();
-        !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+        queue.taskrun() || queue.cq_overflow()
     }
 
     /// Whether answers wait to be taken.
@@ -147,7 +152,11 @@ impl Ring {
             // SAFETY: no arguments; what is staged was vouched for by the callers of `stage`.
             unsafe { submitter.enter::<libc::sigset_t>(staged, want, flags.bits(), None) }
         };
-        answer.map(drop)
+        match answer {
+            // Without this, a kernel that takes nothing would be asked for ever.
+            Ok(0) if staged > 0 => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            other => other.map(drop),
+        }
     }
 
     /// Has the kernel keep `fd` open until this ring, and every request in it, is gone.

@@ -45,6 +45,17 @@ mod crowded {
     crate::contract_tests!(world);
 }
 
+mod faulty {
+    use crate::io::faulty::FaultyDisk;
+
+    fn world(name: &str) -> super::World {
+        let world = super::world_of(super::disk(), name);
+        let disk = Box::new(FaultyDisk::new(super::disk()));
+        super::World { disk, ..world }
+    }
+    crate::contract_tests!(world);
+}
+
 fn foreground(token: u64, op: Op) -> Request {
     Request {
         token: Token(token),
@@ -277,6 +288,26 @@ fn a_late_cancel_answer_is_no_news() {
     assert_eq!(backend.in_flight(), 1);
     io::Write::write_all(&mut &writer, b"x").unwrap();
     assert!(finish(&mut backend)[0].result.is_ok());
+}
+
+#[test]
+fn the_ring_itself_holds_the_lock() {
+    // With every handle of the process gone the lock stays taken, as after a death with writes in
+    // flight: the kernel keeps what is registered with a ring.
+    let place = Place::new("ring-holds");
+    let mut backend = disk().open().unwrap();
+    let lock = file_in(&place, &mut backend, "LOCK", Access::CREATE);
+    Blocking::new(&mut backend).lock(&lock).unwrap();
+    backend.hold(&lock).unwrap();
+    backend.held = None;
+    backend.worker.hold(None);
+    drop(lock);
+    let mut other = disk().open().unwrap();
+    let again = file_in(&place, &mut other, "LOCK", Access::WRITE);
+    let refused = Blocking::new(&mut other).lock(&again).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Locked);
+    backend.let_go();
+    Blocking::new(&mut other).lock(&again).unwrap();
 }
 
 #[test]

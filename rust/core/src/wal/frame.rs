@@ -23,7 +23,12 @@ use crate::{
     io::Buffer,
 };
 
-use super::segment::{BLOCK_BYTES_MIN, End, SegmentHeader, SegmentLimits};
+use super::{
+    record::put_record,
+    segment::{BLOCK_BYTES_MIN, End, SegmentHeader, SegmentLimits},
+};
+
+pub use super::record::{RECORD_DATA, RECORD_HEADER_BYTES, Record, Records};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"MRfr");
 
@@ -47,22 +52,10 @@ mod at {
     pub const END: usize = HEADER_CRC + 4;
 }
 
-mod record_at {
-    pub const BYTES: usize = 0;
-    pub const KIND: usize = BYTES + 4;
-    pub const FLAGS: usize = KIND + 1;
-    pub const RESERVED: usize = FLAGS + 1;
-    pub const END: usize = RESERVED + 2;
-}
-
 /// Bytes before the records of a frame.
 pub const FRAME_HEADER_BYTES: usize = at::END;
-/// Bytes before the payload of a record.
-pub const RECORD_HEADER_BYTES: usize = record_at::END;
-
 const _: () = {
     assert!(FRAME_HEADER_BYTES == 64, "one cache line");
-    assert!(RECORD_HEADER_BYTES == 8);
     assert!(
         FRAME_HEADER_BYTES <= BLOCK_BYTES_MIN as usize,
         "a header never spans two sectors"
@@ -84,9 +77,6 @@ pub enum FrameKind {
     /// The last frame of a segment whose owner closed the log.
     Close = 3,
 }
-
-/// A record that takes an LSN.
-pub const RECORD_DATA: u8 = 1;
 
 /// Checksum seed of one segment; see [`at`](Self::at).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,8 +228,7 @@ impl FrameHeader {
     pub fn records_from<'a>(&self, frame: &'a [u8], at: usize) -> Records<'a> {
         let end = FRAME_HEADER_BYTES + self.payload_bytes as usize;
         let bytes = &frame[..end.min(frame.len())];
-        let at = at.min(bytes.len());
-        Records { bytes, at }
+        Records::new(bytes, at)
     }
 
     fn check(&self, limits: &SegmentLimits) -> Result<(), &'static str> {
@@ -310,57 +299,6 @@ impl Expected {
             return Ok(());
         };
         Err(FrameFault::Contradiction(wrong))
-    }
-}
-
-/// One record inside a frame: where its payload lies, counted from the start of the frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Record {
-    /// [`RECORD_DATA`], or a control record of a later version, which takes no LSN.
-    pub kind: u8,
-    /// First byte of the payload.
-    pub offset: u32,
-    /// Length of the payload.
-    pub bytes: u32,
-}
-
-/// Walks the records of one frame. A record that does not fit ends the walk with a fault.
-#[derive(Debug, Clone)]
-pub struct Records<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl Records<'_> {
-    /// Where the next record begins, counted from the start of the frame.
-    pub fn position(&self) -> usize {
-        self.at
-    }
-}
-
-impl Iterator for Records<'_> {
-    type Item = Result<Record, FrameFault>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Self::Item> {
-        let left = &self.bytes[self.at..];
-        if left.is_empty() {
-            return None;
-        }
-        let length = get_u32(left, record_at::BYTES) as usize;
-        if left.len() < RECORD_HEADER_BYTES || left.len() - RECORD_HEADER_BYTES < length {
-            self.at = self.bytes.len();
-            return Some(Err(FrameFault::Contradiction(
-                "a record reaches beyond its frame",
-            )));
-        }
-        let record = Record {
-            kind: left[record_at::KIND],
-            offset: (self.at + RECORD_HEADER_BYTES) as u32,
-            bytes: length as u32,
-        };
-        self.at += RECORD_HEADER_BYTES + length;
-        Some(Ok(record))
     }
 }
 
@@ -590,20 +528,6 @@ pub fn incarnation_word(incarnation: Incarnation) -> u32 {
 pub fn peek_incarnation(bytes: &[u8]) -> Option<u32> {
     let is_frame = bytes.len() >= FRAME_HEADER_BYTES && get_u32(bytes, at::MAGIC) == MAGIC;
     is_frame.then(|| get_u32(bytes, at::INCARNATION))
-}
-
-#[inline]
-fn put_record(frame: &mut [u8], at: usize, payload: &[u8]) -> usize {
-    let mut head = [0; RECORD_HEADER_BYTES];
-    put(
-        &mut head,
-        record_at::BYTES,
-        &(payload.len() as u32).to_le_bytes(),
-    );
-    head[record_at::KIND] = RECORD_DATA;
-    put(frame, at, &head);
-    put(frame, at + RECORD_HEADER_BYTES, payload);
-    at + RECORD_HEADER_BYTES + payload.len()
 }
 
 fn too_large(limit: &'static str, found: u64, allowed: u32) -> Error {

@@ -25,6 +25,7 @@
 
 #[cfg(any(test, feature = "testing"))]
 pub mod builder;
+mod catalogue;
 pub mod choose;
 pub mod commit;
 mod counters;
@@ -38,7 +39,9 @@ pub mod log;
 mod marks;
 pub mod open;
 pub mod reader;
+mod record;
 pub mod recovery;
+pub mod repair;
 mod salvage;
 pub mod scan;
 pub mod segment;
@@ -46,6 +49,7 @@ pub mod settings;
 mod survey;
 mod truncate;
 pub mod verdict;
+pub mod verify;
 
 pub use counters::Counts;
 pub use handle::{Log, LogReader, Way};

@@ -12,90 +12,27 @@
 //! 3. Memory is bounded by one chunk or one frame, and by the batches that are still held.
 
 use std::sync::{
-    Arc, Weak,
+    Arc,
     atomic::{AtomicU64, Ordering},
 };
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    ids::{Lsn, SegmentId},
+    ids::Lsn,
     io::{Access, Blocking, Buffer, File},
-    sync::{Mutex, lock},
 };
 
 use super::{
     frame::{Expected, FRAME_HEADER_BYTES, FrameFault, FrameHeader, RECORD_DATA, Seed},
-    recovery::{Damage, Recovered, SegmentSummary},
+    recovery::{Damage, SegmentSummary},
     scan::is_unreadable,
-    segment::{End, SegmentLimits},
+    segment::SegmentLimits,
 };
+
+pub use super::catalogue::Catalogue;
 
 /// How much a reader reads at a time.
 pub const READ_BYTES: usize = 512 << 10;
-
-/// The segments of a log as they are now. The log keeps it, readers look places up in it.
-#[derive(Debug)]
-pub struct Catalogue {
-    segments: Mutex<Vec<SegmentSummary>>,
-    readers: Mutex<Vec<Weak<AtomicU64>>>,
-    has_gaps: bool,
-}
-
-impl Catalogue {
-    /// What recovery found.
-    pub fn new(recovered: &Recovered) -> Self {
-        Self {
-            segments: Mutex::new(recovered.segments.clone()),
-            readers: Mutex::default(),
-            has_gaps: !recovered.report.damage.is_empty(),
-        }
-    }
-
-    /// Adds the segment that is written from now on.
-    pub fn push(&self, segment: SegmentSummary) {
-        lock(&self.segments).push(segment);
-    }
-
-    /// States where a segment ended.
-    pub fn seal(&self, end: End) {
-        let mut segments = lock(&self.segments);
-        if let Some(found) = segments.iter_mut().find(|found| found.id() == end.segment) {
-            found.end = Some(end);
-        }
-    }
-
-    /// Forgets a segment that is removed.
-    pub fn remove(&self, id: SegmentId) {
-        lock(&self.segments).retain(|found| found.id() != id);
-    }
-
-    /// A copy of the list, oldest first.
-    pub fn list(&self) -> Vec<SegmentSummary> {
-        lock(&self.segments).clone()
-    }
-
-    /// The lowest LSN that a living reader still wants.
-    pub fn lowest_reader(&self) -> Option<Lsn> {
-        let mut readers = lock(&self.readers);
-        readers.retain(|reader| reader.strong_count() > 0);
-        let positions = readers.iter().filter_map(Weak::upgrade);
-        // Relaxed: a reader's place only grows, so an old value holds back more, never less.
-        positions
-            .map(|place| Lsn(place.load(Ordering::Relaxed)))
-            .min()
-    }
-
-    /// The segment that holds `lsn`, or the first one above it.
-    fn find(&self, lsn: Lsn) -> Option<SegmentSummary> {
-        let segments = lock(&self.segments);
-        let at = segments.partition_point(|found| found.end.is_some_and(|end| end.next <= lsn));
-        segments.get(at).cloned()
-    }
-
-    fn register(&self, position: &Arc<AtomicU64>) {
-        lock(&self.readers).push(Arc::downgrade(position));
-    }
-}
 
 /// One record in a batch: where its payload lies in [`Batch::bytes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,8 +160,8 @@ impl Reader {
         let position = Arc::new(AtomicU64::new(start.0));
         // Registered before the look: what truncation removes after it was not wanted.
         catalogue.register(&position);
-        let oldest = lock(&catalogue.segments).first().map(SegmentSummary::base);
-        if let Some(oldest) = oldest.filter(|oldest| start < *oldest && !catalogue.has_gaps) {
+        let oldest = catalogue.oldest();
+        if let Some(oldest) = oldest.filter(|oldest| start < *oldest && !catalogue.has_gaps()) {
             return Err(removed(start, oldest));
         }
         Ok(Self {
@@ -321,7 +258,7 @@ impl Reader {
             return Ok(false);
         };
         if summary.base() > next {
-            if !self.catalogue.has_gaps {
+            if !self.catalogue.has_gaps() {
                 return Err(removed(next, summary.base()));
             }
             self.next = summary.base();

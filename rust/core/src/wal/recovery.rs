@@ -21,10 +21,10 @@ use crate::{
 use super::{
     frame::Expected,
     salvage,
-    scan::{Beyond, Scanner, Stop},
+    scan::{Beyond, Scanner},
     segment::{End, RO_COMPAT_KNOWN, SegmentHeader, segment_name},
     survey::{Found, Survey, has_trace},
-    verdict::{Evidence, Later, Verdict, judge},
+    verdict::{Evidence, Verdict, judge},
 };
 
 /// What to do about a tail that is not as it should be.
@@ -217,10 +217,7 @@ fn attempt(io: &mut Blocking, dir: &File, mode: RecoveryMode) -> Result<Recovere
     };
     check_identity(&survey, last)?;
     let tail = read_tail(io, dir, last)?;
-    let judged = judge(Evidence::Tail(
-        tail.scanner.evidence(tail.stop, &tail.beyond),
-    ));
-    tail.report(judged, mode, &mut recovered)?;
+    tail.report(mode, &mut recovered)?;
     let members = lead_back(&survey, last)?;
     recovered.assemble(&survey, last, members, tail.scanner.end());
     Ok(recovered)
@@ -372,60 +369,65 @@ fn continues(header: &SegmentHeader, header_crc: u32, prior: &End) -> bool {
         && (prior.offset > block || prior.chain == header_crc)
 }
 
-/// The last segment, read to the end of its chain, and what lies behind that.
-pub(super) struct Read {
-    pub(super) scanner: Scanner,
-    pub(super) stop: Stop,
+/// The end of a chain: what lies behind it, and what that means.
+pub(super) struct Settled {
     pub(super) beyond: Beyond,
+    pub(super) verdict: Verdict,
 }
 
-/// Reads a segment through. If the place where the chain ends turns out to be written after all,
-/// an owner is alive and was quicker than the look behind it: then goes on from there.
-pub(super) fn read_tail(io: &mut Blocking, dir: &File, found: &Found) -> Result<Read> {
+/// Runs to the end of the chain and judges it. What looks like damage is looked at twice, past the
+/// cache: beside a living owner, a frame may arrive between the look at its place and the look
+/// behind it. At most `most` bytes of the file count.
+pub(super) fn settle(
+    io: &mut Blocking,
+    file: &File,
+    scanner: &mut Scanner,
+    most: u64,
+) -> Result<Settled> {
+    let mut last = None;
+    loop {
+        let stop = scanner.run(io)?;
+        let beyond = scanner.beyond(io, stop)?;
+        let verdict = judge(Evidence::Tail(scanner.evidence(stop, &beyond)));
+        let settled = Settled { beyond, verdict };
+        let place = Some((stop, scanner.end().offset));
+        if last == place || !matches!(verdict, Verdict::Damage(_)) {
+            return Ok(settled);
+        }
+        last = place;
+        io.drop_cache(file)?;
+        scanner.retry(io.length(file)?.min(most));
+    }
+}
+
+/// The last segment, read to the end of its chain.
+struct Read {
+    scanner: Scanner,
+    settled: Settled,
+}
+
+fn read_tail(io: &mut Blocking, dir: &File, found: &Found) -> Result<Read> {
     let (header, header_crc) = match &found.header {
         Ok((header, crc)) => (header.clone(), *crc),
         Err(fault) => return Err(fault.clone().into_error(found.id)),
     };
     let file = io.open(dir, &segment_name(found.id), Access::READ)?;
     let mut scanner = Scanner::new(header, header_crc, file.clone(), found.length);
-    loop {
-        let stop = scanner.run(io)?;
-        let beyond = scanner.beyond(io, stop)?;
-        if !matches!(beyond.later, Later::Proof(_)) {
-            return Ok(Read {
-                scanner,
-                stop,
-                beyond,
-            });
-        }
-        let before = scanner.frames();
-        io.drop_cache(&file)?;
-        scanner.retry(io.length(&file)?);
-        if scanner.run(io)? == stop && scanner.frames() == before {
-            return Ok(Read {
-                scanner,
-                stop,
-                beyond,
-            });
-        }
-    }
+    let settled = settle(io, &file, &mut scanner, u64::MAX)?;
+    Ok(Read { scanner, settled })
 }
 
 impl Read {
     /// Says what the verdict means: an error, or lines of the report.
-    fn report(
-        &self,
-        verdict: Verdict,
-        mode: RecoveryMode,
-        recovered: &mut Recovered,
-    ) -> Result<()> {
+    fn report(&self, mode: RecoveryMode, recovered: &mut Recovered) -> Result<()> {
+        let verdict = self.settled.verdict;
         let end = self.scanner.end();
         let report = &mut recovered.report;
         match verdict {
             Verdict::Closed => report.clean_close = true,
             Verdict::End | Verdict::NeverUsed => {}
             Verdict::Torn => {
-                report.cut_bytes = self.beyond.residue_end.saturating_sub(end.offset);
+                report.cut_bytes = self.settled.beyond.residue_end.saturating_sub(end.offset);
                 report.torn_at = Some(Torn {
                     segment: end.segment,
                     offset: end.offset,
@@ -451,8 +453,8 @@ impl Read {
     }
 
     /// The last LSN that a later header shows to be missing.
-    pub(super) fn missing(&self) -> Option<Lsn> {
-        let (_, witness) = self.beyond.witness?;
+    fn missing(&self) -> Option<Lsn> {
+        let (_, witness) = self.settled.beyond.witness?;
         let last = witness.first.previous().max(witness.durable);
         (last >= self.scanner.end().next).then_some(last)
     }

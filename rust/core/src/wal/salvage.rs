@@ -8,10 +8,10 @@ use crate::{
 };
 
 use super::{
-    recovery::{Damage, Recovered, SegmentSummary, Torn, WriteBar},
-    scan::{Scanner, Stop},
-    segment::{End, HeaderFault, SegmentHeader, segment_name},
-    survey::{Found, Survey},
+    recovery::{Damage, Recovered, SegmentSummary, Settled, Torn, WriteBar, settle},
+    scan::Scanner,
+    segment::{End, SegmentHeader, segment_name},
+    survey::{Found, Survey, has_trace},
     verdict::{Evidence, Verdict, judge},
 };
 
@@ -33,20 +33,18 @@ pub(super) fn recover(io: &mut Blocking, dir: &File, survey: &Survey) -> Result<
                 recovered.note(found.id, 0, base, None, judge(Evidence::Foreign));
             }
             Ok(_) => pieces(io, dir, survey, found, &mut recovered)?,
-            Err(fault) => {
+            Err(_) => {
                 let last = survey.found[at..].iter().all(|found| found.header.is_err());
-                if *fault != HeaderFault::Empty || !last {
-                    let next = recovered.next;
-                    let verdict = judge(Evidence::NoHeader { last, trace: true });
-                    recovered.note(found.id, 0, next, None, verdict);
-                }
+                let trace = has_trace(io, dir, found)?;
+                let verdict = judge(Evidence::NoHeader { last, trace });
+                recovered.note(found.id, 0, recovered.next, None, verdict);
             }
         }
     }
     recovered.first = recovered
         .segments
         .first()
-        .map_or(Lsn::FIRST, SegmentSummary::base);
+        .map_or(recovered.next, SegmentSummary::base);
     recovered.report.segments = recovered.segments.len() as u64;
     recovered.report.bytes = recovered.segments.iter().map(SegmentSummary::bytes).sum();
     Ok(recovered)
@@ -112,10 +110,10 @@ fn pieces(
     }
     let length = said.map_or(found.length, |end| end.offset.min(found.length));
     let file = io.open(dir, &segment_name(found.id), Access::READ)?;
-    let mut scanner = Scanner::new(header.clone(), *header_crc, file, length);
+    let mut scanner = Scanner::new(header.clone(), *header_crc, file.clone(), length);
     loop {
         let (offset, expected) = (scanner.end().offset, scanner.expected());
-        let stop = scanner.run(io)?;
+        let settled = settle(io, &file, &mut scanner, length)?;
         let end = scanner.end();
         if end.next > expected.next {
             recovered.report.records += end.next.0 - expected.next.0;
@@ -127,7 +125,7 @@ fn pieces(
                 end: Some(end),
             });
         }
-        if said == Some(end) || !go_on(io, &mut scanner, stop, said, recovered)? {
+        if said == Some(end) || !go_on(io, &mut scanner, &settled, said, recovered)? {
             return Ok(());
         }
     }
@@ -138,16 +136,14 @@ fn pieces(
 fn go_on(
     io: &mut Blocking,
     scanner: &mut Scanner,
-    stop: Stop,
+    settled: &Settled,
     said: Option<End>,
     recovered: &mut Recovered,
 ) -> Result<bool> {
     let end = scanner.end();
-    let beyond = scanner.beyond(io, stop)?;
-    let tail = scanner.evidence(stop, &beyond);
     let verdict = match said {
-        Some(_) => Verdict::Damage("frames that the successor continues are damaged"),
-        None => judge(Evidence::Tail(tail)),
+        Some(_) => judge(Evidence::BrokenInside),
+        None => settled.verdict,
     };
     let is_damage = matches!(verdict, Verdict::Damage(_));
     let is_more = is_damage && scanner.skip(io, end.next)?;
@@ -161,7 +157,7 @@ fn go_on(
     recovered.next = recovered.next.max(next);
     match verdict {
         Verdict::Torn => {
-            recovered.report.cut_bytes = beyond.residue_end.saturating_sub(end.offset);
+            recovered.report.cut_bytes = settled.beyond.residue_end.saturating_sub(end.offset);
             recovered.report.torn_at = Some(Torn {
                 segment: end.segment,
                 offset: end.offset,

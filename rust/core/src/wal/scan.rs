@@ -290,17 +290,12 @@ impl Scanner {
 
     /// The evidence about the tail, for the verdict.
     pub fn evidence(&self, stop: Stop, beyond: &Beyond) -> Tail {
-        self.evidence_at(self.offset, stop, beyond)
-    }
-
-    /// The same for a chain that ended at `offset`, after the scanner has moved on.
-    pub fn evidence_at(&self, offset: u64, stop: Stop, beyond: &Beyond) -> Tail {
         Tail {
             stop,
             cut_short: self.source.length() < self.header.limits.segment_bytes,
             later: beyond.later,
             unreadable: beyond.unreadable,
-            residue: beyond.residue_end > offset,
+            residue: beyond.residue_end > self.offset,
         }
     }
 

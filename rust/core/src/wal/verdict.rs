@@ -20,6 +20,8 @@ pub enum Evidence {
     Disagrees,
     /// The file is shorter than its successor says.
     ShortOfSuccessor,
+    /// The frames end before the place where its successor says they do.
+    BrokenInside,
     /// The end of the last segment.
     Tail(Tail),
 }
@@ -101,6 +103,7 @@ pub fn judge(evidence: Evidence) -> Verdict {
         E::Foreign => V::Damage("the file belongs to another segment or another log"),
         E::Disagrees => V::Damage("the segment is not the one its successor continues"),
         E::ShortOfSuccessor => V::Damage("the file is shorter than its successor says"),
+        E::BrokenInside => V::Damage("frames that later ones continue are damaged"),
         E::NoHeader {
             last: true,
             trace: false,

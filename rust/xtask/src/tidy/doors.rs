@@ -11,6 +11,18 @@ use crate::source::{Language, Source};
 /// Production files that may say `unsafe`, each with the reason it has to.
 pub const UNSAFE_FILES: &[(&str, &str)] = &[
     (
+        "rust/bind/src/buffer.rs",
+        "copies out of an exported Python buffer",
+    ),
+    (
+        "rust/bind/src/jobs.rs",
+        "one pool of workers per process, never freed",
+    ),
+    (
+        "rust/bind/src/loops.rs",
+        "compares what the thread's dictionary says about the running loop",
+    ),
+    (
         "rust/core/src/engine/mod.rs",
         "asks the kernel for the random id of a new log",
     ),
@@ -33,6 +45,22 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
     (
         "rust/core/src/ring/slot.rs",
         "the cell that a producer fills and the consumer empties",
+    ),
+    (
+        "rust/core/src/uring/mod.rs",
+        "arms the bell: an entry of the kernel's queue that points at nothing",
+    ),
+    (
+        "rust/core/src/uring/probe.rs",
+        "asks the kernel what it offers, with an entry that points at nothing",
+    ),
+    (
+        "rust/core/src/uring/ring.rs",
+        "stages entries, enters the kernel, registers descriptors",
+    ),
+    (
+        "rust/core/src/uring/shutdown.rs",
+        "asks the kernel to cancel, with an entry that points at nothing",
     ),
 ];
 

@@ -9,6 +9,7 @@ mod floors;
 mod links;
 mod planted;
 mod sizes;
+mod supply;
 mod words;
 
 use std::path::Path;
@@ -59,6 +60,7 @@ pub fn run(root: &Path) -> Result<bool, String> {
     findings.extend(sizes::check_lists(&sources));
     findings.extend(links::check_targets(root, &sources));
     findings.extend(planted::check_table(root, &sources)?);
+    findings.extend(supply::check(root));
     findings.extend(core_knows_no_python(root)?);
     if !figures::is_current(root)? {
         let message = "the figures are not those of the report: cargo xtask figures";

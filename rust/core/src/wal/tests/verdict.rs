@@ -163,4 +163,5 @@ fn files_are_judged_by_what_vouches_for_them() {
     assert!(is_damage(Evidence::Foreign));
     assert!(is_damage(Evidence::Disagrees));
     assert!(is_damage(Evidence::ShortOfSuccessor));
+    assert!(is_damage(Evidence::BrokenInside));
 }

@@ -1,0 +1,31 @@
+"""Millrace: local durability that never blocks an event loop."""
+
+from ._core import Operation as Operation
+from ._core import Record as Record
+from ._core import Ticket as Ticket
+from ._core import __version__ as __version__
+from .errors import AbandonedError as AbandonedError
+from .errors import BackendUnavailable as BackendUnavailable
+from .errors import ClosedError as ClosedError
+from .errors import CorruptionError as CorruptionError
+from .errors import EndOfStream as EndOfStream
+from .errors import Error as Error
+from .errors import ForkedError as ForkedError
+from .errors import FormatVersionError as FormatVersionError
+from .errors import IoError as IoError
+from .errors import IoTimeout as IoTimeout
+from .errors import LockedError as LockedError
+from .errors import LogPoisonedError as LogPoisonedError
+from .errors import NamespaceLimitError as NamespaceLimitError
+from .errors import NoSpaceError as NoSpaceError
+from .errors import OverloadedError as OverloadedError
+from .errors import PoisonedError as PoisonedError
+from .errors import ShortReadError as ShortReadError
+from .errors import TooLargeError as TooLargeError
+from .errors import VersionMismatch as VersionMismatch
+from .log import Cursor as Cursor
+from .log import Log as Log
+from .settings import LogSettings as LogSettings
+from .types import Damage as Damage
+from .types import LogStatistics as LogStatistics
+from .types import RecoveryReport as RecoveryReport

@@ -1,0 +1,257 @@
+"""What the extension module offers. Import `millrace` instead."""
+
+from collections.abc import Coroutine, Generator, Iterable
+from pathlib import Path
+from types import GenericAlias, TracebackType
+from typing import Any, Final, Generic, Self, TypeVar, final
+
+from typing_extensions import Buffer, disjoint_base
+
+from .settings import LogSettings
+from .types import Durability, LogState
+
+__all__ = [
+    "Log",
+    "Operation",
+    "Reader",
+    "Record",
+    "Ticket",
+    "__version__",
+    "backend_info",
+    "check_settings",
+    "open_log",
+]
+
+_T_co = TypeVar("_T_co", covariant=True)
+
+__version__: Final[str]
+
+@final
+class Operation(Coroutine[Any, Any, _T_co], Generic[_T_co]):
+    """
+    An operation under way: started by the call that returned it, awaited once.
+
+    It is a coroutine as far as asyncio is concerned: await it, or give it to `create_task`,
+    `TaskGroup`, `gather`, `wait_for` or `shield`. Dropping it does not stop what it started.
+    """
+
+    def __await__(self) -> Generator[Any, Any, _T_co]: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> object: ...
+    def send(self, value: object, /) -> object: ...
+    def throw(
+        self,
+        kind: type[BaseException] | BaseException,
+        value: object = None,
+        traceback: TracebackType | None = None,
+    ) -> object: ...
+    def close(self) -> None: ...
+    @classmethod
+    def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
+
+@final
+class Ticket:
+    """A record that was submitted: look at it, wait for it, or await it as often as you like."""
+
+    @property
+    def lsn(self) -> int:
+        """The LSN of the record."""
+
+    def done(self) -> bool:
+        """Whether it is durable, or will never be because the log failed."""
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """
+        Wait on a plain thread until the record is durable; return its LSN.
+
+        Raises:
+            IoTimeout: If *timeout_s* passed first; the record is still being written.
+
+            LogPoisonedError: If the log failed; the record may or may not be durable.
+        """
+
+    def __await__(self) -> Generator[Any, Any, int]: ...
+
+@final
+class Record:
+    """One record of a log."""
+
+    __match_args__ = ("lsn", "data", "timestamp")
+
+    def __new__(cls, lsn: int, data: bytes, timestamp: int) -> Self: ...
+    @property
+    def lsn(self) -> int:
+        """Its position in the log; the first record is 1."""
+
+    @property
+    def data(self) -> bytes:
+        """Its bytes."""
+
+    @property
+    def timestamp(self) -> int:
+        """When its group was written, in nanoseconds since 1970, UTC. May step back."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __reduce__(self) -> tuple[type[Self], tuple[int, bytes, int]]: ...
+
+@final
+class Reader:
+    """A place in a log, moving forward in batches."""
+
+    def batch(self) -> Operation[list[Record] | None]:
+        """Return the next records; `None` when there are none yet."""
+
+    def next_lsn(self) -> int | None:
+        """LSN of the record after the last batch; `None` at the stop."""
+
+@disjoint_base
+class Log:
+    """The handle behind `millrace.Log`."""
+
+    def __new__(cls, log: Log) -> Self: ...
+    def append(self, data: Buffer, *, durability: Durability | None = None) -> Operation[int]:
+        """
+        Append one record; the result of the await is its LSN.
+
+        The record is copied and gets its LSN when this is called, so records are in the order
+        of the calls. The await ends when the record is durable: it then survives the process,
+        the kernel and the power supply. With *durability* `"committed"` it ends when the record
+        is in the file, with `"appended"` when it is in memory. When as many records as the
+        settings allow wait for the disk, the call joins a line, first come first served.
+
+        Cancelling stops the waiting, not the write. Only a record that still stands in line is
+        taken back and not written.
+
+        Args:
+            data: Any contiguous bytes-like object; empty is allowed.
+
+            durability: How far the record must have come. Default: `"durable"`.
+
+        Raises:
+            TypeError: If *data* is a `str` (encode it first) or not bytes-like.
+
+            TooLargeError: If it is larger than `record_bytes_max`.
+
+            LogPoisonedError: If the log failed; the record may or may not be durable.
+
+            ClosedError: If the log is closed.
+        """
+
+    def append_many(
+        self,
+        items: Iterable[Buffer],
+        *,
+        durability: Durability | None = None,
+    ) -> Operation[range]:
+        """
+        Append several records as one; the result of the await is the range of their LSNs.
+
+        They share a group, so after a crash either all of them are there or none. No items
+        give an empty range. Otherwise like `append`.
+
+        Cancelling stops the waiting, not the write. Only a batch that still stands in line is
+        taken back and not written.
+
+        Raises:
+            TooLargeError: If they are more or larger than one group may be.
+        """
+
+    def submit(self, data: Buffer) -> Ticket:
+        """
+        Append one record without waiting at all.
+
+        Usable from any thread. The ticket tells the LSN at once and the outcome later.
+
+        Raises:
+            OverloadedError: If as many records as the settings allow wait for the disk, or
+                others stand in line. Nothing was written.
+        """
+
+    def append_sync(self, data: Buffer, *, timeout_s: float | None = None) -> int:
+        """
+        Append one record from a plain thread and wait until it is durable.
+
+        Other threads go on meanwhile. Never call it on the thread of an event loop.
+
+        Raises:
+            IoTimeout: If *timeout_s* passed first. The message says whether the record is still
+                being written or was not written at all.
+        """
+
+    def flush(self) -> Operation[int]:
+        """
+        Wait until everything appended before this call is durable; the result is the durable LSN.
+
+        Cancelling stops the waiting and nothing else.
+        """
+
+    def reached(self, lsn: int) -> Operation[int]:
+        """Wait until *lsn* is durable, also if nobody has appended it yet."""
+
+    def reader(self, start: int, stop: int | None, records_max: int) -> Reader:
+        """Return a reader from *start* up to, not including, *stop*."""
+
+    def truncate_before(self, lsn: int) -> Operation[int]:
+        """
+        Drop whole segments below *lsn*; the result is the first LSN left.
+
+        Never drops what a cursor holds back. The file of a segment goes when its last reader
+        lets go.
+
+        Cancelling stops the waiting, not the truncation.
+        """
+
+    def cursor(self, name: str) -> tuple[int, bool]:
+        """Return position and hold of a cursor; 0 if it was never committed."""
+
+    def commit_cursor(self, name: str, lsn: int, holds_truncation: bool) -> Operation[None]:
+        """Make a cursor's position durable."""
+
+    def close(self) -> Operation[None]:
+        """
+        Write what was appended, mark the end, and release the directory.
+
+        Closing twice is fine. Cancelling stops the waiting, not the closing.
+
+        Raises:
+            LogPoisonedError: If the log had failed; the first cause is in `__cause__`.
+        """
+
+    def close_within(self, timeout_s: float) -> bool:
+        """Close from a plain thread; false if it is still closing after *timeout_s*."""
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+
+    @property
+    def first_lsn(self) -> int:
+        """LSN of the first record that can be read."""
+
+    @property
+    def last_lsn(self) -> int:
+        """LSN of the last record that was appended, durable or not; 0 if there is none."""
+
+    @property
+    def durable_lsn(self) -> int:
+        """LSN of the last record that survives power loss."""
+
+    @property
+    def state(self) -> LogState:
+        """`open`, `read_only`, `closed`, or `failed` after a failed write."""
+
+    def recovery_report(self) -> dict[str, Any]:
+        """Return the fields of `RecoveryReport`."""
+
+    def statistics_report(self) -> dict[str, Any]:
+        """Return the fields of `LogStatistics`."""
+
+def open_log(path: str, settings: LogSettings, read_only: bool) -> Operation[Log]:
+    """Open the log in *path* on a worker thread."""
+
+def backend_info(name: str) -> tuple[str, str, str]:
+    """Return the backend that would be used, why it is not the ring, and what helps."""
+
+def check_settings(settings: LogSettings) -> None:
+    """Check numbers against each other as an open would."""

@@ -1,0 +1,177 @@
+"""
+The exceptions of Millrace, one tree under `Error`.
+
+A class says what to do next. Where something happened stands in attributes, which are `None`
+when they do not apply: `errno`, `operation`, `path`, `offset`, `done`, `requested`, `segment`,
+`lsn`, `pid`, `limit`. Whatever else the engine knew is in `facts`. An error that only reports an
+earlier one carries that as `__cause__`.
+
+Wrong arguments are Python's own `TypeError` and `ValueError`: nothing was done, fix the call.
+"""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """
+    Base of everything Millrace raises for reasons outside the calling code.
+
+    Catch it to handle any failure of the store in one place.
+    """
+
+    def __init__(self, message: str = "", /, **facts: int | str) -> None:
+        super().__init__(message)
+        self.facts: dict[str, int | str] = facts
+        # What the operating system said, here or in the error that came first.
+        self.errno: int | None = self._number("errno")
+
+    @property
+    def message(self) -> str:
+        """The sentence, without the facts."""
+        return str(self.args[0]) if self.args else ""
+
+    def _number(self, key: str) -> int | None:
+        value = self.facts.get(key)
+        return value if isinstance(value, int) else None
+
+    def _text(self, key: str) -> str | None:
+        value = self.facts.get(key)
+        return value if isinstance(value, str) else None
+
+    @property
+    def operation(self) -> str | None:
+        """The call that failed."""
+        return self._text("operation")
+
+    @property
+    def path(self) -> str | None:
+        """The file or directory it was about."""
+        return self._text("path")
+
+    @property
+    def offset(self) -> int | None:
+        """Where in the file, in bytes."""
+        return self._number("offset")
+
+    @property
+    def done(self) -> int | None:
+        """How many bytes were done before it failed."""
+        return self._number("done")
+
+    @property
+    def requested(self) -> int | None:
+        """How many bytes were asked for."""
+        return self._number("requested")
+
+    @property
+    def segment(self) -> int | None:
+        """The number of the segment file."""
+        return self._number("segment")
+
+    @property
+    def lsn(self) -> int | None:
+        """The record it was about."""
+        return self._number("lsn")
+
+    @property
+    def pid(self) -> int | None:
+        """The process it was about."""
+        return self._number("pid")
+
+    @property
+    def limit(self) -> str | None:
+        """The setting that was exceeded."""
+        return self._text("limit")
+
+    def __str__(self) -> str:
+        if not self.facts:
+            return self.message
+        facts = ", ".join(f"{key}={value}" for key, value in self.facts.items())
+        return f"{self.message} [{facts}]"
+
+
+class ClosedError(Error):
+    """The object was closed. Open it again; nothing of this call was done."""
+
+
+class PoisonedError(Error):
+    """
+    Something failed for good; every later call fails with the same first cause.
+
+    Close it and open it again: recovery then says what survived. The first cause is in
+    `__cause__`.
+    """
+
+
+class LogPoisonedError(PoisonedError):
+    """
+    A write or sync of the log failed, and nothing was acknowledged after it.
+
+    Whether the records that were in flight are durable is unknown. Close the log, open it again,
+    and look which of them are there.
+    """
+
+
+class CorruptionError(Error):
+    """
+    Bytes that were durable are wrong.
+
+    Nothing was modified. Restore a backup, or look at `millrace log verify` and
+    `millrace log repair`.
+    """
+
+
+class ShortReadError(Error):
+    """The file ended before the bytes that were asked for. It was cut behind our back."""
+
+
+class EndOfStream(Error):  # noqa: N818 - an end, not an error
+    """The peer or the file ended. Stop reading."""
+
+
+class NoSpaceError(Error, OSError):
+    """The device, the quota or the file size limit is full. Make room, then open again."""
+
+
+class TooLargeError(Error, ValueError):
+    """Larger than a limit that waiting will not change. Split it, or raise the limit."""
+
+
+class OverloadedError(Error, BlockingIOError):
+    """Full right now; nothing was done. Wait and try again, or use a call that waits."""
+
+
+class IoTimeout(Error, TimeoutError):  # noqa: N818 - named like the built-in it refines
+    """The deadline passed. The message says whether the operation goes on."""
+
+
+class IoError(Error, OSError):
+    """The operating system refused. Look at `errno`, `operation` and `path`."""
+
+
+class VersionMismatch(Error):  # noqa: N818 - an ordinary outcome of a conditional put
+    """Somebody else was faster. Read the current version and decide again."""
+
+
+class NamespaceLimitError(Error):
+    """No further namespace fits. Drop one, or raise the limit."""
+
+
+class FormatVersionError(Error):
+    """Written by a version this one does not understand. Nothing was touched; upgrade."""
+
+
+class LockedError(Error, BlockingIOError):
+    """Somebody else has it open; `pid` says who, if that is known. Wait, or open read-only."""
+
+
+class ForkedError(Error, RuntimeError):
+    """Opened before a fork and used in the child. Open it again in the child."""
+
+
+class BackendUnavailable(Error):  # noqa: N818 - a state of the machine
+    """Not offered by this kernel, file system or build. The message says what is missing."""
+
+
+class AbandonedError(Error):
+    """The engine gave up waiting for the kernel. The outcome is unknown; open again to see."""

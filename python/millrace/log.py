@@ -1,0 +1,335 @@
+"""The durable log: append, wait, read, follow, truncate."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Self
+
+from . import _core
+from .errors import Error
+from .settings import LogSettings
+from .types import Damage, LogStatistics, RecoveryReport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
+    from types import TracebackType
+
+    from ._core import Operation, Record
+
+_EXIT_TIMEOUT_S = 5.0
+_LSN_MAX = 2**63 - 1
+
+
+class Log(_core.Log):
+    """
+    A durable, replayable, followable log of records in one directory.
+
+    Open it with `Log.open`. One process at a time owns a log; any number of event loops and
+    threads of that process may use it.
+
+    Examples:
+        >>> import asyncio, tempfile
+        >>> async def main(path):
+        ...     async with Log.open(path) as log:
+        ...         lsn = await log.append(b"order:1")
+        ...         return [(record.lsn, record.data) async for record in log.read(lsn)]
+        >>> with tempfile.TemporaryDirectory() as path:
+        ...     asyncio.run(main(path))
+        [(1, b'order:1')]
+    """
+
+    __slots__ = ("__weakref__",)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        *,
+        settings: LogSettings | None = None,
+        io: None = None,
+        read_only: bool = False,
+    ) -> Opening:
+        """
+        Open the log in the directory *path*, creating it if needed.
+
+        Await the result for an open log, or use it with `async with`, which closes the log at
+        the end. The work begins at once, on a thread of its own; *path* is resolved now.
+
+        Cancelling stops the waiting; a log that opens all the same is closed again.
+
+        Args:
+            path: A directory of its own for the log.
+
+            settings: How the log is laid out and how it writes.
+
+            io: Reserved for a shared I/O engine; the log uses its own.
+
+            read_only: Look at a log beside its owner, or at one nobody owns. Changes nothing.
+
+        Raises:
+            LockedError: If another process, or this one, has it open already.
+
+            CorruptionError: If bytes that were durable are wrong. Nothing was modified.
+
+            FormatVersionError: If it was written by a version this one does not understand.
+
+            ForkedError: Never here: opening in a child process is the remedy for it.
+        """
+        if io is not None:
+            raise TypeError("io is reserved; the log uses an engine of its own")
+        if settings is None:
+            settings = LogSettings()
+        elif not isinstance(settings, LogSettings):
+            raise TypeError(f"settings must be LogSettings, not {type(settings).__name__}")
+        directory = os.fsdecode(path)
+        if not directory:
+            raise ValueError("path is empty")
+        if "\0" in directory:
+            raise ValueError("path contains a NUL character")
+        # Not `Path.resolve`: what a link points to is the engine's to judge.
+        directory = os.path.abspath(directory)  # noqa: PTH100
+        started = _core.open_log(directory, settings, bool(read_only))
+        return Opening(cls, started)
+
+    def read(self, start: int = 1, stop: int | None = None) -> AsyncGenerator[Record]:
+        """
+        Yield the records from LSN *start* up to, not including, *stop*.
+
+        Sees everything that is durable when it begins, and ends there. Memory is bounded
+        whatever the size of the log.
+
+        Stopping early is free; close the generator, or let it go.
+
+        Raises:
+            ValueError: If the log was truncated above *start*, unless *start* is 1.
+        """
+        return _flatten(self.read_batches(start, stop))
+
+    def read_batches(
+        self,
+        start: int = 1,
+        stop: int | None = None,
+        *,
+        records_max: int = 4096,
+    ) -> AsyncGenerator[list[Record]]:
+        """
+        Yield lists of at most *records_max* records; otherwise like `read`, and quicker.
+
+        While one list is looked at, the next one is read from the disk.
+        """
+        _check_range(start, stop, records_max)
+        durable = self.durable_lsn
+        end = durable + 1 if stop is None else min(stop, durable + 1)
+        return _batches(self, start, max(end, start), records_max)
+
+    def follow(self, start: int | None = None) -> AsyncGenerator[Record]:
+        """
+        Yield the records from LSN *start* on, then wait for more, for ever.
+
+        Without *start*, begins behind what is durable now. Never yields a record before it is
+        durable. Ends with `ClosedError` when the log is closed.
+        """
+        if start is None:
+            start = self.durable_lsn + 1
+        _check_range(start, None, 1)
+        return _follow(self, start)
+
+    def cursor(self, name: str, *, holds_truncation: bool = False) -> Cursor:  # type: ignore[override]
+        """
+        Return the durable position called *name*, so that a consumer restarts where it was.
+
+        A cursor that nobody has committed stands at 0, before the first record.
+
+        Args:
+            name: Any text of at most 255 bytes in UTF-8.
+
+            holds_truncation: Whether `truncate_before` shall keep what this cursor has not
+                passed. Stored with the next `commit`.
+        """
+        super().cursor(name)
+        return Cursor(self, name, holds_truncation=holds_truncation)
+
+    @property
+    def recovery(self) -> RecoveryReport:
+        """What the open found in the directory."""
+        report: dict[str, Any] = self.recovery_report()
+        damage = tuple(Damage(**row) for row in report.pop("damage"))
+        return RecoveryReport(**report, damage=damage)
+
+    def statistics(self) -> LogStatistics:
+        """What the log did since it was opened."""
+        return LogStatistics(**self.statistics_report())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<millrace.Log path={os.fspath(self.path)!r} state={self.state} "
+            f"durable_lsn={self.durable_lsn}>"
+        )
+
+    def __reduce__(self) -> str:
+        raise TypeError("a log cannot be pickled or copied; open its path where it is needed")
+
+    def __del__(self) -> None:
+        if self in _open:
+            _open.discard(self)
+            if self.state == "open":
+                _warn_unclosed(self)
+
+
+class Opening:
+    """A log being opened: await it, or use it with `async with`."""
+
+    __slots__ = ("_kind", "_log", "_started")
+
+    def __init__(self, kind: type[Log], started: Operation[_core.Log]) -> None:
+        self._kind = kind
+        self._started = started
+        self._log: Log | None = None
+
+    def __await__(self) -> Generator[Any, Any, Log]:
+        return self._finish().__await__()
+
+    async def _finish(self) -> Log:
+        log = self._kind(await self._started)
+        _open.add(log)
+        return log
+
+    async def __aenter__(self) -> Log:
+        self._log = await self._finish()
+        return self._log
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._log is not None:
+            await self._log.close()
+
+
+class Cursor:
+    """
+    A named place in a log that survives restarts.
+
+    Examples:
+        A consumer that does everything at least once:
+
+            async for record in (cursor := log.cursor("shipper")):
+                await ship(record)
+                await cursor.commit(record.lsn)
+    """
+
+    __slots__ = ("_holds_truncation", "_log", "_name")
+
+    def __init__(self, log: Log, name: str, *, holds_truncation: bool) -> None:
+        self._log = log
+        self._name = name
+        self._holds_truncation = holds_truncation
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self._name
+
+    @property
+    def position(self) -> int:
+        """LSN of the last record that was committed; 0 if none was."""
+        position, _ = _core.Log.cursor(self._log, self._name)
+        return position
+
+    def commit(self, lsn: int) -> Operation[None]:
+        """
+        Make *lsn* the position: everything up to it has been dealt with.
+
+        Returns when that is durable. Cancelling stops the waiting, not the write.
+
+        Raises:
+            ValueError: If *lsn* is above what is durable, or below the position.
+        """
+        return self._log.commit_cursor(self._name, lsn, self._holds_truncation)
+
+    def __aiter__(self) -> AsyncGenerator[Record]:
+        return self._log.follow(max(self.position + 1, self._log.first_lsn))
+
+    def __repr__(self) -> str:
+        return f"<millrace.Cursor {self._name!r} position={self.position}>"
+
+
+async def _batches(
+    log: Log,
+    start: int,
+    stop: int,
+    records_max: int,
+) -> AsyncGenerator[list[Record]]:
+    reader = log.reader(start, stop, records_max)
+    while (batch := await reader.batch()) is not None:
+        yield batch
+
+
+async def _flatten(batches: AsyncGenerator[list[Record]]) -> AsyncGenerator[Record]:
+    async for batch in batches:
+        for record in batch:
+            yield record
+
+
+async def _follow(log: Log, start: int) -> AsyncGenerator[Record]:
+    if start > log.durable_lsn:
+        await log.reached(start)
+    reader = log.reader(start, None, 4096)
+    while True:
+        batch = await reader.batch()
+        if batch is None:
+            following = reader.next_lsn()
+            if following is None:
+                return
+            await log.reached(following)
+            continue
+        for record in batch:
+            yield record
+
+
+def _check_range(start: int, stop: int | None, records_max: int) -> None:
+    for name, value in (("start", start), ("stop", stop), ("records_max", records_max)):
+        if value is None and name == "stop":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+        if not 1 <= value <= _LSN_MAX:
+            raise ValueError(f"{name} must lie between 1 and {_LSN_MAX}, not {value}")
+
+
+_open: weakref.WeakSet[Log] = weakref.WeakSet()
+
+
+def _warn_unclosed(log: Log) -> None:
+    warnings.warn(f"unclosed log {log!r}", ResourceWarning, stacklevel=2, source=log)
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    """Close what was left open, within a bound, while the interpreter is whole."""
+    for log in list(_open):
+        _open.discard(log)
+        if log.state != "open":
+            continue
+        _warn_unclosed(log)
+        try:
+            log.close_within(_EXIT_TIMEOUT_S)
+        except Error:
+            # A forked child, or a log that failed while closing: nobody is left to tell.
+            continue

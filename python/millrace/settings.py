@@ -1,0 +1,140 @@
+"""Numbers a user may tune, checked where they are written down."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Recovery = Literal["tail", "strict", "salvage"]
+CommitPath = Literal["auto", "pwrite", "ring_dsync", "direct"]
+Driver = Literal["auto", "thread", "loop"]
+Backend = Literal["auto", "uring", "uring-plain", "threads"]
+
+_KIB = 1024
+_MIB = 1024 * _KIB
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "recovery": ("tail", "strict", "salvage"),
+    "commit_path": ("auto", "pwrite", "ring_dsync", "direct"),
+    "driver": ("auto", "thread", "loop"),
+    "backend": ("auto", "uring", "uring-plain", "threads"),
+}
+_LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogSettings:
+    """
+    How a log is laid out and how it writes.
+
+    The defaults suit a service that appends small records. Sizes are bytes, durations seconds.
+
+    Args:
+        segment_bytes: Length of a segment file. Old segments are what truncation frees.
+
+        segment_first_bytes: Length of the first segment after an open; small, so that opening
+            is quick.
+
+        record_bytes_max: Largest record. At most *group_bytes_max*.
+
+        group_bytes_max: Largest group of records that share one sync, and so the largest
+            `append_many`. Smaller than *segment_bytes*.
+
+        ring_entries: Records that may wait for the disk. Beyond that `submit` raises
+            `OverloadedError` and `append` waits in line.
+
+        ring_bytes: The same in bytes; at least *record_bytes_max*.
+
+        block_bytes: Padding of a group on disk: a power of two, not below the device's block.
+
+        linger_s: How long a group waits for company. Zero: groups form while the previous one
+            syncs, which needs no tuning.
+
+        min_sync_interval_s: Least time between two syncs.
+
+        lock_timeout_s: How long an open waits for the lock of an owner that died.
+
+        recovery: What an open does with a tail that a crash cut short: `tail` cuts and reports
+            it, `strict` refuses, `salvage` copies what is damaged, skips it and opens read-only.
+
+        commit_path: How a group reaches the disk. `auto` measures and takes the quickest.
+
+        driver: Who turns the engine. `auto` is a thread of its own.
+
+        backend: How the kernel is asked: `auto` takes io_uring where the kernel allows it.
+            `uring-plain` is io_uring without what only newer kernels have.
+
+    Raises:
+        TypeError: If a value is of the wrong type; `True` is not a number here.
+
+        ValueError: If a value is out of range, or two contradict each other.
+    """
+
+    segment_bytes: int = 64 * _MIB
+    segment_first_bytes: int = 4 * _MIB
+    record_bytes_max: int = 16 * _MIB
+    group_bytes_max: int = 32 * _MIB
+    ring_entries: int = 65_536
+    ring_bytes: int = 64 * _MIB
+    block_bytes: int = 4 * _KIB
+    linger_s: float = 0.0
+    min_sync_interval_s: float = 0.0
+    lock_timeout_s: float = 30.0
+    recovery: Recovery = "tail"
+    commit_path: CommitPath = "auto"
+    driver: Driver = "auto"
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name))
+        _check_order(self)
+
+
+def _check(name: str, value: object) -> None:
+    if name in _CHOICES:
+        _check_choice(name, value)
+    elif name.endswith("_s"):
+        _check_seconds(name, value)
+    else:
+        _check_count(name, value)
+
+
+def _check_choice(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if value not in _CHOICES[name]:
+        choices = ", ".join(repr(choice) for choice in _CHOICES[name])
+        raise ValueError(f"{name} must be one of {choices}, not {value!r}")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not math.isfinite(value) or value < 0 or value > _LARGEST:
+        raise ValueError(f"{name} must be a finite number of seconds, 0 or more, not {value}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not 1 <= value <= _LARGEST:
+        raise ValueError(f"{name} must lie between 1 and {_LARGEST}, not {value}")
+
+
+def _check_order(settings: LogSettings) -> None:
+    if settings.record_bytes_max > settings.group_bytes_max:
+        raise ValueError(
+            f"record_bytes_max ({settings.record_bytes_max}) must not be larger than "
+            f"group_bytes_max ({settings.group_bytes_max}): a record lies in one group",
+        )
+    if settings.group_bytes_max >= settings.segment_bytes:
+        raise ValueError(
+            f"group_bytes_max ({settings.group_bytes_max}) must be smaller than "
+            f"segment_bytes ({settings.segment_bytes}): a group lies in one segment",
+        )
+    if settings.segment_first_bytes > settings.segment_bytes:
+        raise ValueError(
+            f"segment_first_bytes ({settings.segment_first_bytes}) must not be larger than "
+            f"segment_bytes ({settings.segment_bytes})",
+        )

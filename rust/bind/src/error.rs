@@ -1,0 +1,83 @@
+//! The one error map: engine errors become exceptions of `millrace.errors`.
+//!
+//! The classes are defined in Python, because the stable ABI below 3.12 cannot derive exceptions
+//! from built-in ones. The match has no wildcard: a new kind does not compile until it has a home.
+
+use millrace_core::{Error, ErrorKind, error::Fact};
+use pyo3::{
+    exceptions::{PyRuntimeError, PyValueError},
+    prelude::*,
+    sync::PyOnceLock,
+    types::{PyDict, PyModule, PyType},
+};
+
+static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+
+/// The exception for an engine error, with its facts as attributes and its cause as `__cause__`.
+pub fn raise(py: Python<'_>, error: &Error) -> PyErr {
+    let exception = match name(error.kind()) {
+        Home::Tree(name) => build(py, name, error).unwrap_or_else(|failed| failed),
+        Home::Value => PyValueError::new_err(error.message().to_owned()),
+    };
+    if let Some(cause) = error.cause() {
+        let cause = raise(py, cause);
+        exception.set_cause(py, Some(cause));
+    }
+    exception
+}
+
+/// The exception for a panic that was caught at the line.
+pub fn panicked(what: &str) -> PyErr {
+    PyRuntimeError::new_err(format!(
+        "bug in millrace: {what} panicked; please report it"
+    ))
+}
+
+enum Home {
+    /// A class of `millrace.errors`.
+    Tree(&'static str),
+    /// A mistake in the call: Python's own `ValueError`.
+    Value,
+}
+
+fn name(kind: ErrorKind) -> Home {
+    Home::Tree(match kind {
+        ErrorKind::Invalid => return Home::Value,
+        ErrorKind::Closed => "ClosedError",
+        ErrorKind::Poisoned => "LogPoisonedError",
+        ErrorKind::Corrupt => "CorruptionError",
+        ErrorKind::Overloaded => "OverloadedError",
+        ErrorKind::TooLarge => "TooLargeError",
+        ErrorKind::Unsupported => "BackendUnavailable",
+        ErrorKind::Timeout => "IoTimeout",
+        ErrorKind::ShortRead => "ShortReadError",
+        ErrorKind::EndOfStream => "EndOfStream",
+        ErrorKind::NoSpace => "NoSpaceError",
+        ErrorKind::Locked => "LockedError",
+        ErrorKind::Forked => "ForkedError",
+        ErrorKind::Format => "FormatVersionError",
+        ErrorKind::Abandoned => "AbandonedError",
+        ErrorKind::Io => "IoError",
+    })
+}
+
+fn build(py: Python<'_>, name: &str, error: &Error) -> PyResult<PyErr> {
+    let facts = PyDict::new(py);
+    for (key, fact) in error.facts() {
+        match fact {
+            Fact::Number(value) => facts.set_item(key, value)?,
+            Fact::Text(value) => facts.set_item(key, value)?,
+        }
+    }
+    if let Some(errno) = error.errno() {
+        facts.set_item("errno", errno)?;
+    }
+    let class = class(py, name)?;
+    let exception = class.call((error.message(),), Some(&facts))?;
+    Ok(PyErr::from_value(exception))
+}
+
+fn class<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyType>> {
+    let module = MODULE.get_or_try_init(py, || py.import("millrace.errors").map(Bound::unbind))?;
+    Ok(module.bind(py).getattr(name)?.cast_into::<PyType>()?)
+}

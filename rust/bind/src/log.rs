@@ -1,0 +1,307 @@
+//! The log's handle: every method extracts, calls, converts.
+
+use std::{sync::Arc, time::Duration};
+
+use millrace_core::{
+    Result,
+    ids::Lsn,
+    wal::{Level, cursor::Mark, log::Claimed},
+};
+use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
+
+use crate::{
+    buffer, door, error,
+    jobs::{self, Answer},
+    lines::{Value, last},
+    loops,
+    operation::{Operation, Source},
+    queue,
+    reader::Reader,
+    report,
+    shared::Shared,
+    ticket::{self, Ticket},
+};
+
+/// An open log.
+#[pyclass(frozen, subclass, module = "millrace._core")]
+pub struct Log {
+    shared: Arc<Shared>,
+}
+
+#[pymethods]
+impl Log {
+    /// Another handle of the same open log.
+    #[new]
+    fn new(log: &Bound<'_, Self>) -> Self {
+        let shared = Arc::clone(&log.get().shared);
+        Self { shared }
+    }
+
+    #[pyo3(signature = (data, *, durability = None))]
+    fn append(
+        &self,
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        durability: Option<&str>,
+    ) -> PyResult<Operation> {
+        let level = level(durability)?;
+        let log = self.here(py)?;
+        let payload = buffer::payload(data)?;
+        let claimed = log.appender.append(payload, || log.herald.clone());
+        claimed_by(py, log, "append", claimed, level, Value::Lsn)
+    }
+
+    #[pyo3(signature = (items, *, durability = None))]
+    fn append_many(
+        &self,
+        py: Python<'_>,
+        items: &Bound<'_, PyAny>,
+        durability: Option<&str>,
+    ) -> PyResult<Operation> {
+        let level = level(durability)?;
+        let log = self.here(py)?;
+        let payloads = buffer::payloads(items)?;
+        let Some(value) = batch(payloads.len())? else {
+            let next = log.appender.marks().appended.0 + 1;
+            let empty = loops::range(py, next, next)?.unbind();
+            return Ok(Operation::quiet("append_many", Source::Known(empty)));
+        };
+        let claimed = log.appender.append_many(payloads, || log.herald.clone());
+        claimed_by(py, log, "append_many", claimed, level, value)
+    }
+
+    fn submit(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Ticket> {
+        let log = self.here(py)?;
+        let submitted = log.appender.submit(buffer::payload(data)?);
+        let lsn = submitted.map_err(|failed| error::raise(py, &failed))?;
+        Ok(Ticket::new(Arc::clone(log), lsn))
+    }
+
+    #[pyo3(signature = (data, *, timeout_s = None))]
+    fn append_sync(
+        &self,
+        py: Python<'_>,
+        data: &Bound<'_, PyAny>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<u64> {
+        let timeout = ticket::timeout(timeout_s)?;
+        let log = self.here(py)?;
+        let payload = buffer::payload(data)?;
+        let (lsn, left) = queue::append(py, log, payload, timeout)?;
+        ticket::wait(py, log, Level::Durable, lsn, left)?;
+        Ok(lsn.0)
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<Operation> {
+        let log = self.here(py)?;
+        let source = Source::Mark {
+            log: Arc::clone(log),
+            level: Level::Durable,
+            lsn: log.appender.marks().appended.0,
+            value: Value::Durable,
+        };
+        Ok(Operation::new("flush", source))
+    }
+
+    /// Done when the record at `lsn` is durable, also if nobody has appended it yet.
+    fn reached(&self, py: Python<'_>, lsn: u64) -> PyResult<Operation> {
+        let log = Arc::clone(self.here(py)?);
+        let (level, value) = (Level::Durable, Value::Durable);
+        Ok(Operation::quiet(
+            "reached",
+            Source::Mark {
+                log,
+                level,
+                lsn,
+                value,
+            },
+        ))
+    }
+
+    #[pyo3(signature = (start, stop, records_max))]
+    fn reader(
+        &self,
+        py: Python<'_>,
+        start: u64,
+        stop: Option<u64>,
+        records_max: usize,
+    ) -> PyResult<Reader> {
+        let log = self.here(py)?;
+        let opened = log.reader(Lsn(start), stop.map(Lsn));
+        let reader = opened.map_err(|failed| error::raise(py, &failed))?;
+        Ok(Reader::new(Arc::clone(log), reader, records_max))
+    }
+
+    fn truncate_before(&self, py: Python<'_>, lsn: u64) -> PyResult<Operation> {
+        self.job(py, "truncate_before", move |log| {
+            let first = log.truncate_before(Lsn(lsn));
+            jobs::answer(first, number)
+        })
+    }
+
+    /// A cursor's position and whether it holds truncation back; zero if never committed.
+    fn cursor(&self, py: Python<'_>, name: &str) -> PyResult<(u64, bool)> {
+        let found = self.here(py)?.cursor(name);
+        let mark = found.map_err(|failed| error::raise(py, &failed))?;
+        Ok(mark.map_or((0, false), |mark| (mark.position.0, mark.holds_truncation)))
+    }
+
+    fn commit_cursor(
+        &self,
+        py: Python<'_>,
+        name: String,
+        lsn: u64,
+        holds_truncation: bool,
+    ) -> PyResult<Operation> {
+        let position = Lsn(lsn);
+        self.job(py, "commit", move |log| {
+            let mark = Mark {
+                position,
+                holds_truncation,
+            };
+            jobs::answer(log.commit_cursor(&name, mark), |py, ()| Ok(py.None()))
+        })
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<Operation> {
+        self.job(py, "close", |log| {
+            jobs::answer(log.close(), |py, ()| Ok(py.None()))
+        })
+    }
+
+    /// Closes from a plain thread. False: not finished in time; it goes on by itself.
+    fn close_within(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
+        let timeout = ticket::timeout(Some(timeout_s))?.unwrap_or(Duration::MAX);
+        let log = Arc::clone(self.here(py)?);
+        let closing = jobs::start(move || {
+            let closed = log.close();
+            jobs::answer(closed, |py, ()| Ok(py.None()))
+        });
+        let hole = closing.map_err(|failed| error::raise(py, &failed))?;
+        if !door::detached(py, || hole.wait(timeout)) {
+            return Ok(false);
+        }
+        hole.take()
+            .map_or(Ok(true), |answer| answer(py).map(|_| true))
+    }
+
+    #[getter]
+    fn path(&self) -> std::path::PathBuf {
+        self.shared.location().to_owned()
+    }
+
+    #[getter]
+    fn first_lsn(&self) -> u64 {
+        self.shared.appender.first_lsn().0
+    }
+
+    #[getter]
+    fn last_lsn(&self) -> u64 {
+        self.shared.appender.marks().appended.0
+    }
+
+    #[getter]
+    fn durable_lsn(&self) -> u64 {
+        self.shared.appender.marks().durable.0
+    }
+
+    /// `open`, `read_only`, `closed` or `failed`.
+    #[getter]
+    fn state(&self) -> &'static str {
+        report::state(&self.shared)
+    }
+
+    fn recovery_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        report::recovery(py, self.shared.appender.report())
+    }
+
+    fn statistics_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        report::statistics(py, &self.shared)
+    }
+}
+
+impl Log {
+    pub fn of(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The log, unless it was opened by a parent of this process.
+    #[inline]
+    fn here(&self, py: Python<'_>) -> PyResult<&Arc<Shared>> {
+        match self.shared.origin.check() {
+            Ok(()) => Ok(&self.shared),
+            Err(failed) => Err(error::raise(py, &failed)),
+        }
+    }
+
+    fn job(
+        &self,
+        py: Python<'_>,
+        name: &'static str,
+        work: impl FnOnce(&Shared) -> Answer + Send + 'static,
+    ) -> PyResult<Operation> {
+        let log = Arc::clone(self.here(py)?);
+        let hole = jobs::start(move || work(&log)).map_err(|failed| error::raise(py, &failed))?;
+        Ok(Operation::new(name, Source::Job(hole)))
+    }
+}
+
+#[inline]
+fn claimed_by(
+    py: Python<'_>,
+    log: &Arc<Shared>,
+    name: &'static str,
+    claimed: Result<Claimed>,
+    level: Level,
+    value: Value,
+) -> PyResult<Operation> {
+    let log = Arc::clone(log);
+    let source = match claimed {
+        Ok(Claimed::Now(first)) => {
+            let lsn = last(first.0, value);
+            Source::Mark {
+                log,
+                level,
+                lsn,
+                value,
+            }
+        }
+        Ok(Claimed::Later(pending)) => {
+            let pending = Arc::new(pending);
+            Source::InLine {
+                log,
+                level,
+                pending,
+                value,
+            }
+        }
+        Err(failed) => return Err(error::raise(py, &failed)),
+    };
+    Ok(Operation::new(name, source))
+}
+
+fn number(py: Python<'_>, lsn: Lsn) -> PyResult<Py<PyAny>> {
+    Ok(lsn.0.into_pyobject(py)?.into_any().unbind())
+}
+
+/// What a batch of `count` records is answered with; nothing for an empty one.
+fn batch(count: usize) -> PyResult<Option<Value>> {
+    match u32::try_from(count) {
+        Ok(0) => Ok(None),
+        Ok(count) => Ok(Some(Value::Range(count))),
+        Err(_) => Err(PyValueError::new_err(
+            "a batch of more than 4294967295 records",
+        )),
+    }
+}
+
+fn level(name: Option<&str>) -> PyResult<Level> {
+    match name {
+        None | Some("durable") => Ok(Level::Durable),
+        Some("committed") => Ok(Level::Committed),
+        Some("appended") => Ok(Level::Appended),
+        Some(other) => Err(PyValueError::new_err(format!(
+            "durability must be 'durable', 'committed' or 'appended', not {other:?}"
+        ))),
+    }
+}

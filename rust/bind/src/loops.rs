@@ -1,0 +1,461 @@
+//! The port of an event loop: where completions turn into resolved futures.
+//!
+//! Each loop has one descriptor, watched with `add_reader`. Its drain is the only place that
+//! resolves futures, on the loop's own thread.
+//!
+//! ```text
+//! loop --selector--> Drain --strong--> LoopPort --strong--> core Port <--strong-- engine threads
+//! thread-local: the loop that ran last on this thread, and its LoopPort
+//! ```
+//!
+//! # Always true
+//!
+//! 1. A loop's selector owns its port. When the loop closes, the selector drops the drain, the
+//!    drain empties the port, and nobody has to be told: what engine threads post afterwards is
+//!    plain data in a queue that goes when the last of them lets go.
+//! 2. Loops are recognised by identity. The thread-local cache holds its loop, so that the
+//!    address cannot be reused while it is compared; it lets go when that loop closes or
+//!    another one runs on the thread.
+//! 3. No Python call is made, and no reference is dropped, while the state is locked.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use millrace_core::{
+    port::Port,
+    sync::{Wake, lock},
+    wal::Level,
+};
+use pyo3::{
+    PyTraverseError, PyVisit,
+    exceptions::PyRuntimeError,
+    ffi, intern,
+    prelude::*,
+    sync::PyOnceLock,
+    types::{PyDict, PyList, PyModule, PyTuple},
+};
+
+use crate::{
+    error,
+    jobs::Pigeonhole,
+    lines::{Leaving, Lines, Outcome, Queued, Value, Waiter},
+    shared::Shared,
+};
+
+/// Futures resolved in one callback, so that a drain never holds up the loop for long.
+const DRAIN_BUDGET: usize = 1024;
+
+/// One loop's waiting operations.
+pub struct LoopPort {
+    port: Arc<Port<u64>>,
+    state: Mutex<State>,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    lines: Vec<Lines>,
+    jobs: HashMap<u64, (Arc<Pigeonhole>, Py<PyAny>)>,
+    next_job: u64,
+}
+
+/// The loop that ran last on this thread.
+struct Current {
+    /// What `asyncio` stores in the thread's dictionary while this loop runs, if anything.
+    witness: Option<Py<PyAny>>,
+    event_loop: Py<PyAny>,
+    maker: Maker,
+    port: Arc<LoopPort>,
+}
+
+/// How this loop makes a future.
+enum Maker {
+    /// The loop takes asyncio's own `create_future`: make it directly.
+    Direct {
+        class: Py<PyAny>,
+        keywords: Py<PyDict>,
+    },
+    /// The loop has its own.
+    Method(Py<PyAny>),
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<Current>>> = const { RefCell::new(None) };
+}
+
+/// A future of the running loop and the port that will resolve it.
+pub struct Here<'py> {
+    current: Arc<Current>,
+    pub future: Bound<'py, PyAny>,
+}
+
+impl Here<'_> {
+    pub fn port(&self) -> &Arc<LoopPort> {
+        &self.current.port
+    }
+}
+
+/// Makes a future on the loop that is running in this thread.
+pub fn here(py: Python<'_>) -> PyResult<Here<'_>> {
+    let current = match cached(py) {
+        Some(current) => current,
+        None => look_up(py)?,
+    };
+    let future = current.maker.make(py)?;
+    Ok(Here { current, future })
+}
+
+/// The cached loop, if it is certain that it is the one running now.
+#[inline]
+fn cached(py: Python<'_>) -> Option<Arc<Current>> {
+    CURRENT.with_borrow(|current| {
+        let current = current.as_ref()?;
+        let witness = current.witness.as_ref()?;
+        let is_running = std::ptr::eq(running(py), witness.as_ptr());
+        let is_open = !current.port.closed.load(Ordering::Relaxed);
+        (is_running && is_open).then(|| Arc::clone(current))
+    })
+}
+
+/// What the thread's dictionary says about the running loop; null if it says nothing.
+///
+/// Up to 3.11 that is a holder made anew each time a loop starts to run, up to 3.13 the loop
+/// itself, later nothing. It is only compared by identity with what was there when `asyncio` was
+/// asked, and saves asking (a system call up to 3.11).
+#[inline]
+fn running(py: Python<'_>) -> *mut ffi::PyObject {
+    static KEY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let key = KEY.get_or_init(py, || {
+        intern!(py, "__asyncio_running_event_loop__")
+            .clone()
+            .into_any()
+            .unbind()
+    });
+    // SAFETY: we are attached, as `py` proves. The dictionary is borrowed from the thread state;
+    // it is null only when none could be made.
+    unsafe {
+        let dict = ffi::PyThreadState_GetDict();
+        if dict.is_null() {
+            return std::ptr::null_mut();
+        }
+        // Borrowed, compared, never used; a failed look-up of an interned string leaves no
+        // exception behind with this function.
+        ffi::PyDict_GetItem(dict, key.as_ptr())
+    }
+}
+
+/// Asks asyncio which loop is running, and finds or makes its port.
+#[cold]
+fn look_up(py: Python<'_>) -> PyResult<Arc<Current>> {
+    static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let event_loop = ASK.import(py, "asyncio", "get_running_loop")?.call0()?;
+    let known = CURRENT.with_borrow(|current| {
+        let current = current.as_ref()?;
+        let is_same = current.event_loop.is(&event_loop);
+        let is_open = !current.port.closed.load(Ordering::Relaxed);
+        (is_same && is_open).then(|| Arc::clone(&current.port))
+    });
+    let port = match known {
+        Some(port) => port,
+        None => port_of(py, &event_loop)?,
+    };
+    let witness = running(py);
+    // SAFETY: null or a borrowed reference to a live object, which is made our own.
+    let witness = unsafe { Bound::from_borrowed_ptr_or_opt(py, witness) };
+    let current = Arc::new(Current {
+        witness: witness
+            .filter(|witness| !witness.is_none())
+            .map(Bound::unbind),
+        maker: Maker::of(py, &event_loop)?,
+        event_loop: event_loop.unbind(),
+        port,
+    });
+    let before = CURRENT.replace(Some(Arc::clone(&current)));
+    drop(before);
+    Ok(current)
+}
+
+fn registry(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static REGISTRY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let registry = REGISTRY.get_or_try_init(py, || {
+        let class = py.import("weakref")?.getattr("WeakKeyDictionary")?;
+        class.call0().map(Bound::unbind)
+    })?;
+    Ok(registry.bind(py))
+}
+
+fn port_of(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<LoopPort>> {
+    let registry = registry(py)?;
+    let known = registry.call_method1(intern!(py, "get"), (event_loop,))?;
+    if let Ok(known) = known.cast::<Entry>()
+        && let Some(port) = known.get().0.upgrade()
+        && !port.closed.load(Ordering::Relaxed)
+    {
+        return Ok(port);
+    }
+    let port = LoopPort::new(py)?;
+    let drain = Bound::new(py, Drain(Arc::clone(&port)))?;
+    let fd = port.port.bell().fd();
+    event_loop.call_method1(intern!(py, "add_reader"), (fd, drain))?;
+    registry.set_item(event_loop, Bound::new(py, Entry(Arc::downgrade(&port)))?)?;
+    Ok(port)
+}
+
+impl Maker {
+    fn of(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let name = intern!(py, "create_future");
+        let base = py
+            .import("asyncio")?
+            .getattr("BaseEventLoop")?
+            .getattr(name)?;
+        let method = event_loop.getattr(name)?;
+        let function = method.getattr(intern!(py, "__func__")).ok();
+        if !function.is_some_and(|function| function.is(&base)) {
+            return Ok(Self::Method(method.unbind()));
+        }
+        let keywords = PyDict::new(py);
+        keywords.set_item(intern!(py, "loop"), event_loop)?;
+        let class = py.import("asyncio")?.getattr("Future")?.unbind();
+        let keywords = keywords.unbind();
+        Ok(Self::Direct { class, keywords })
+    }
+
+    #[inline]
+    fn make<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match self {
+            Self::Direct { class, keywords } => class
+                .bind(py)
+                .call(PyTuple::empty(py), Some(keywords.bind(py))),
+            Self::Method(method) => method.bind(py).call0(),
+        }
+    }
+}
+
+impl LoopPort {
+    fn new(py: Python<'_>) -> PyResult<Arc<Self>> {
+        let port = Port::new().map_err(|failed| error::raise(py, &failed))?;
+        Ok(Arc::new(Self {
+            port: Arc::new(port),
+            state: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// Resolves `waiter` once `level` of `log` has reached its LSN.
+    #[inline]
+    pub fn wait_mark(&self, log: &Arc<Shared>, level: Level, waiter: Waiter) {
+        let mut state = lock(&self.state);
+        let is_ready = state.lines_of(log, &self.port).push(log, level, waiter);
+        drop(state);
+        if is_ready {
+            self.port.wake();
+        }
+    }
+
+    /// Resolves `queued` once it has been admitted and reached its level.
+    pub fn wait_admission(&self, log: &Arc<Shared>, number: u64, queued: Queued) {
+        log.herald.tell(&self.port);
+        lock(&self.state)
+            .lines_of(log, &self.port)
+            .push_queued(log, number, queued);
+        // It may have been admitted before the herald knew of us.
+        self.port.wake();
+    }
+
+    /// Forgets an append that was cancelled in line.
+    pub fn forget_admission(&self, log: &Arc<Shared>, number: u64) {
+        let forgotten = lock(&self.state)
+            .lines_of(log, &self.port)
+            .remove_queued(number);
+        drop(forgotten);
+    }
+
+    /// Resolves `future` once the job has answered.
+    pub fn wait_job(&self, hole: &Arc<Pigeonhole>, future: Py<PyAny>) {
+        let mut state = lock(&self.state);
+        let id = state.next_job;
+        state.next_job += 1;
+        state.jobs.insert(id, (Arc::clone(hole), future));
+        drop(state);
+        if !hole.subscribe(&self.port, id) {
+            self.port.post(id);
+        }
+    }
+
+    fn drain(&self, py: Python<'_>) -> PyResult<()> {
+        let mut ids = Vec::new();
+        self.port.drain(DRAIN_BUDGET, |id| ids.push(id));
+        let mut leaving = Vec::new();
+        let (ring, idle, jobs) = self.collect(&ids, &mut leaving);
+        if ring {
+            self.port.wake();
+        }
+        drop(idle);
+        deliver(py, leaving)?;
+        for (hole, future) in jobs {
+            deliver_answer(py, &hole, future.bind(py))?;
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn collect(
+        &self,
+        ids: &[u64],
+        leaving: &mut Leaving,
+    ) -> (bool, Vec<Arc<Shared>>, Vec<(Arc<Pigeonhole>, Py<PyAny>)>) {
+        let mut state = lock(&self.state);
+        let (mut ring, mut idle) = (false, Vec::new());
+        for lines in &mut state.lines {
+            let (more, released) = lines.take(DRAIN_BUDGET, leaving);
+            ring |= more;
+            idle.extend(released);
+        }
+        let jobs = ids.iter().filter_map(|id| state.jobs.remove(id)).collect();
+        (ring, idle, jobs)
+    }
+
+    /// The loop is gone; so is everybody who waited on it.
+    fn shut(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        let state = std::mem::take(&mut *lock(&self.state));
+        drop(state);
+    }
+}
+
+impl State {
+    #[inline]
+    fn lines_of(&mut self, log: &Arc<Shared>, port: &Arc<Port<u64>>) -> &mut Lines {
+        let found = self.lines.iter().position(|lines| lines.is_of(log));
+        let index = found.unwrap_or_else(|| {
+            self.lines.retain(|lines| !lines.is_stale());
+            let wake: Arc<dyn Wake> = Arc::<Port<u64>>::clone(port);
+            self.lines.push(Lines::new(log, wake));
+            self.lines.len() - 1
+        });
+        &mut self.lines[index]
+    }
+}
+
+fn deliver(py: Python<'_>, leaving: Leaving) -> PyResult<()> {
+    if leaving.is_empty() {
+        return Ok(());
+    }
+    let (futures, values) = (PyList::empty(py), PyList::empty(py));
+    let (failed, errors) = (PyList::empty(py), PyList::empty(py));
+    for (future, outcome) in leaving {
+        match outcome {
+            Outcome::Reached {
+                lsn,
+                value,
+                durable,
+            } => {
+                futures.append(future)?;
+                values.append(show(py, lsn, value, durable)?)?;
+            }
+            Outcome::Failed(cause) => {
+                failed.append(future)?;
+                errors.append(error::raise(py, &cause).into_value(py))?;
+            }
+        }
+    }
+    let helper = helper(py)?;
+    if !futures.is_empty() {
+        helper.call_method1(intern!(py, "resolve"), (futures, values))?;
+    }
+    if !failed.is_empty() {
+        helper.call_method1(intern!(py, "fail"), (failed, errors))?;
+    }
+    Ok(())
+}
+
+/// What a waiter gets for reaching `lsn`.
+pub fn show(py: Python<'_>, lsn: u64, value: Value, durable: u64) -> PyResult<Bound<'_, PyAny>> {
+    match value {
+        Value::Lsn => Ok(lsn.into_pyobject(py)?.into_any()),
+        Value::Durable => Ok(durable.into_pyobject(py)?.into_any()),
+        Value::Range(count) => range(py, lsn + 1 - u64::from(count), lsn + 1),
+    }
+}
+
+/// `range(start, stop)`.
+pub fn range(py: Python<'_>, start: u64, stop: u64) -> PyResult<Bound<'_, PyAny>> {
+    static RANGE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    RANGE.import(py, "builtins", "range")?.call1((start, stop))
+}
+
+fn deliver_answer(py: Python<'_>, hole: &Pigeonhole, future: &Bound<'_, PyAny>) -> PyResult<()> {
+    let is_done = future.call_method0(intern!(py, "done"))?.is_truthy()?;
+    if is_done {
+        return Ok(());
+    }
+    let Some(answer) = hole.take() else {
+        return Err(PyRuntimeError::new_err("an operation was answered twice"));
+    };
+    match answer(py) {
+        Ok(value) => future.call_method1(intern!(py, "set_result"), (value,))?,
+        Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,
+    };
+    Ok(())
+}
+
+fn helper(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
+    static HELPER: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    let helper = HELPER.get_or_try_init(py, || {
+        let code = concat!(include_str!("resolve.py"), "\0");
+        let code = std::ffi::CStr::from_bytes_with_nul(code.as_bytes())
+            .map_err(|_| PyRuntimeError::new_err("resolve.py holds a NUL"))?;
+        PyModule::from_code(py, code, c"millrace/resolve.py", c"millrace._resolve")
+            .map(Bound::unbind)
+    })?;
+    Ok(helper.bind(py))
+}
+
+/// The callback the selector owns.
+#[pyclass(frozen, module = "millrace._core")]
+struct Drain(Arc<LoopPort>);
+
+#[pymethods]
+impl Drain {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        self.0.drain(py)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // The collector runs on a thread that may hold the state; then nothing is garbage yet.
+        let Ok(state) = self.0.state.try_lock() else {
+            return Ok(());
+        };
+        let waiting = state.lines.iter().flat_map(Lines::futures);
+        let jobs = state.jobs.values().map(|(_, future)| future);
+        waiting
+            .chain(jobs)
+            .try_for_each(|future| visit.call(future))
+    }
+
+    fn __clear__(&self) {
+        self.0.shut();
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.0.shut();
+        // Lets go of a closed loop that ran on this thread.
+        let gone = CURRENT.try_with(|current| {
+            let mut current = current.try_borrow_mut().ok()?;
+            current.take_if(|current| Arc::ptr_eq(&current.port, &self.0))
+        });
+        drop(gone);
+    }
+}
+
+/// The registry's value: does not keep the port.
+#[pyclass(frozen, module = "millrace._core")]
+struct Entry(std::sync::Weak<LoopPort>);

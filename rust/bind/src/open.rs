@@ -1,0 +1,161 @@
+//! Opening a log on a worker: settings in, handle out.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use millrace_core::{
+    Error, ErrorKind, Result,
+    engine::{self, BackendSetting, WaySetting},
+    wal::settings::{CommitPath, LogSettings, RecoveryMode},
+};
+use pyo3::{exceptions::PyValueError, prelude::*};
+
+use crate::{
+    error,
+    jobs::{self, Answer},
+    log::Log,
+    operation::{Operation, Source},
+    shared::Shared,
+};
+
+/// The attributes of `millrace.LogSettings`, which has checked their types.
+#[derive(FromPyObject)]
+struct Numbers {
+    segment_bytes: u64,
+    segment_first_bytes: u64,
+    record_bytes_max: usize,
+    group_bytes_max: usize,
+    ring_entries: usize,
+    ring_bytes: usize,
+    block_bytes: usize,
+    linger_s: f64,
+    min_sync_interval_s: f64,
+    lock_timeout_s: f64,
+    recovery: String,
+    commit_path: String,
+    driver: String,
+    backend: String,
+}
+
+type Checked = (LogSettings, WaySetting, BackendSetting);
+
+/// Opens the log in `path`; the answer is a `Log`.
+#[pyfunction]
+pub fn open_log(
+    py: Python<'_>,
+    path: PathBuf,
+    settings: &Bound<'_, PyAny>,
+    read_only: bool,
+) -> PyResult<Operation> {
+    let numbers = settings.extract::<Numbers>()?;
+    let checked = numbers
+        .check()
+        .map_err(|failed| error::raise(py, &failed))?;
+    let started = jobs::start(move || open(&path, checked, read_only));
+    let hole = started.map_err(|failed| error::raise(py, &failed))?;
+    Ok(Operation::new("open", Source::Job(hole)))
+}
+
+fn open(path: &std::path::Path, (settings, way, backend): Checked, read_only: bool) -> Answer {
+    let opened = if read_only {
+        engine::open_log_read_only(path, settings)
+    } else {
+        engine::open_log(path, settings, way, backend)
+    };
+    jobs::answer(opened.and_then(Shared::new), show)
+}
+
+fn show(py: Python<'_>, shared: Arc<Shared>) -> PyResult<Py<PyAny>> {
+    Ok(Py::new(py, Log::of(shared))?.into_any())
+}
+
+/// Which backend would be used: its name, why not the ring, and what helps against that.
+#[pyfunction]
+pub fn backend_info(name: &str) -> PyResult<(&'static str, String, &'static str)> {
+    let setting =
+        backend(name).map_err(|failed| PyValueError::new_err(failed.message().to_owned()))?;
+    let info = engine::backend_info(setting);
+    Ok((info.name, info.reason, info.hint))
+}
+
+/// Checks settings against each other, as an open would.
+#[pyfunction]
+pub fn check_settings(py: Python<'_>, settings: &Bound<'_, PyAny>) -> PyResult<()> {
+    let numbers = settings.extract::<Numbers>()?;
+    let checked = numbers.check().map(|_| ());
+    checked.map_err(|failed| error::raise(py, &failed))
+}
+
+impl Numbers {
+    fn check(self) -> Result<Checked> {
+        let settings = LogSettings {
+            segment_bytes: self.segment_bytes,
+            segment_first_bytes: self.segment_first_bytes,
+            record_bytes_max: self.record_bytes_max,
+            group_bytes_max: self.group_bytes_max,
+            ring_entries: self.ring_entries,
+            ring_bytes: self.ring_bytes,
+            block_bytes: self.block_bytes,
+            linger: duration("linger_s", self.linger_s)?,
+            sync_interval_min: duration("min_sync_interval_s", self.min_sync_interval_s)?,
+            recovery: mode(&self.recovery)?,
+            lock_timeout: duration("lock_timeout_s", self.lock_timeout_s)?,
+        };
+        settings.validate()?;
+        driver(&self.driver)?;
+        Ok((settings, way(&self.commit_path)?, backend(&self.backend)?))
+    }
+}
+
+fn duration(name: &str, seconds: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(seconds).map_err(|_| {
+        Error::invalid(format!(
+            "{name} must be a finite number of seconds, 0 or more"
+        ))
+    })
+}
+
+fn mode(name: &str) -> Result<RecoveryMode> {
+    match name {
+        "tail" => Ok(RecoveryMode::Tail),
+        "strict" => Ok(RecoveryMode::Strict),
+        "salvage" => Ok(RecoveryMode::Salvage),
+        _ => Err(Error::invalid(
+            "recovery must be 'tail', 'strict' or 'salvage'",
+        )),
+    }
+}
+
+fn way(name: &str) -> Result<WaySetting> {
+    match name {
+        "auto" => Ok(WaySetting::Auto),
+        "pwrite" => Ok(WaySetting::Forced(CommitPath::Pwrite)),
+        "ring_dsync" => Ok(WaySetting::Forced(CommitPath::RingDsync)),
+        "direct" => Ok(WaySetting::Forced(CommitPath::Direct)),
+        _ => Err(Error::invalid(
+            "commit_path must be 'auto', 'pwrite', 'ring_dsync' or 'direct'",
+        )),
+    }
+}
+
+fn backend(name: &str) -> Result<BackendSetting> {
+    match name {
+        "auto" => Ok(BackendSetting::Auto),
+        "uring" => Ok(BackendSetting::Uring),
+        "uring-plain" => Ok(BackendSetting::UringPlain),
+        "threads" => Ok(BackendSetting::Threads),
+        _ => Err(Error::invalid(
+            "backend must be 'auto', 'uring', 'uring-plain' or 'threads'",
+        )),
+    }
+}
+
+fn driver(name: &str) -> Result<()> {
+    match name {
+        "auto" | "thread" => Ok(()),
+        "loop" => Err(Error::new(
+            ErrorKind::Unsupported,
+            "the loop driver is not part of this build; use driver='auto' or 'thread'",
+        )),
+        _ => Err(Error::invalid("driver must be 'auto', 'thread' or 'loop'")),
+    }
+}

@@ -1,0 +1,424 @@
+//! What an asynchronous call returns: started already, awaited once.
+//!
+//! An operation follows the coroutine protocol, so that `create_task`, `TaskGroup`, `gather`,
+//! `wait_for` and `shield` take it. Awaited directly, it hands out the iterator of a plain future
+//! of the loop, and the interpreter's own fast path does the rest.
+//!
+//! # Always true
+//!
+//! 1. It is awaited once; a second time is a `RuntimeError`.
+//! 2. Nothing is undone by dropping it. Only an append that still stands in line for the ring can
+//!    be taken back, by cancelling the await.
+//! 3. After [`FAIR`] awaits in a row that did not have to wait, one yields to the loop.
+
+use std::{
+    cell::Cell,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use millrace_core::{
+    ids::Lsn,
+    sync::lock,
+    wal::{
+        Level,
+        log::{Pending, PendingAppend},
+    },
+};
+use pyo3::{
+    exceptions::{PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyTypeError},
+    intern,
+    prelude::*,
+    types::{PyGenericAlias, PyType},
+};
+
+use crate::{
+    door, error,
+    jobs::Pigeonhole,
+    lines::{Queued, Value, Waiter, last},
+    loops::{self, LoopPort},
+    shared::Shared,
+};
+
+/// Awaits in a row that may be done at once before one yields.
+const FAIR: u32 = 128;
+
+thread_local! {
+    static DONE_IN_A_ROW: Cell<u32> = const { Cell::new(0) };
+}
+
+/// What is waited for.
+pub enum Source {
+    /// An LSN of a log.
+    Mark {
+        log: Arc<Shared>,
+        level: Level,
+        lsn: u64,
+        value: Value,
+    },
+    /// An append that stands in line for the ring.
+    InLine {
+        log: Arc<Shared>,
+        level: Level,
+        pending: Arc<PendingAppend>,
+        value: Value,
+    },
+    /// A job on a worker.
+    Job(Arc<Pigeonhole>),
+    /// Nothing: the value is known.
+    Known(Py<PyAny>),
+}
+
+/// An operation under way.
+#[pyclass(frozen, module = "millrace._core")]
+pub struct Operation {
+    name: &'static str,
+    /// Whether dropping it without an await deserves a warning.
+    is_owed: bool,
+    state: Mutex<State>,
+}
+
+enum State {
+    Fresh(Source),
+    /// Awaited, and stepping itself, so that what is thrown reaches it.
+    Begun(Source),
+    /// A task steps us itself and waits for this future.
+    Waiting {
+        future: Py<PyAny>,
+        line: Option<InLine>,
+    },
+    /// Done, and the loop was yielded to first.
+    Yielded(Py<PyAny>),
+    Spent,
+}
+
+/// Where to take back an append.
+struct InLine {
+    log: Arc<Shared>,
+    port: Arc<LoopPort>,
+    pending: Arc<PendingAppend>,
+    number: u64,
+}
+
+/// What starting to wait came to.
+enum Step<'py> {
+    Ready(Bound<'py, PyAny>),
+    Wait(Bound<'py, PyAny>, Option<InLine>),
+}
+
+impl Operation {
+    pub fn new(name: &'static str, source: Source) -> Self {
+        Self::make(name, source, true)
+    }
+
+    /// One that changes nothing, so that nobody minds when it is dropped without an await.
+    pub fn quiet(name: &'static str, source: Source) -> Self {
+        Self::make(name, source, false)
+    }
+
+    fn make(name: &'static str, source: Source, is_owed: bool) -> Self {
+        let state = Mutex::new(State::Fresh(source));
+        Self {
+            name,
+            is_owed,
+            state,
+        }
+    }
+
+    fn take(&self) -> State {
+        std::mem::replace(&mut *lock(&self.state), State::Spent)
+    }
+
+    fn put(&self, state: State) {
+        *lock(&self.state) = state;
+    }
+
+    fn spent(&self) -> PyErr {
+        PyRuntimeError::new_err(format!("cannot reuse already awaited {}()", self.name))
+    }
+
+    /// Advances like a coroutine: `Ok` is what the task shall wait for.
+    fn step(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self.take() {
+            State::Fresh(source) | State::Begun(source) => match start(py, source)? {
+                Step::Ready(value) if is_fair() => Err(stop(value.unbind())),
+                Step::Ready(value) => {
+                    self.put(State::Yielded(value.unbind()));
+                    Ok(py.None())
+                }
+                Step::Wait(future, line) => self.wait_for(future, line),
+            },
+            State::Waiting { future, .. } => {
+                let future = future.bind(py);
+                if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
+                    return Err(PyRuntimeError::new_err("await wasn't used with future"));
+                }
+                Err(stop(future.call_method0(intern!(py, "result"))?.unbind()))
+            }
+            State::Yielded(value) => Err(stop(value)),
+            State::Spent => Err(self.spent()),
+        }
+    }
+
+    fn wait_for(&self, future: Bound<'_, PyAny>, line: Option<InLine>) -> PyResult<Py<PyAny>> {
+        let py = future.py();
+        future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
+        let future = future.unbind();
+        let waiting = future.clone_ref(py);
+        self.put(State::Waiting {
+            future: waiting,
+            line,
+        });
+        Ok(future)
+    }
+
+    /// Nobody waits any more; an append still in line is taken back.
+    fn abandon(&self) {
+        match self.take() {
+            State::Fresh(Source::InLine { pending, .. })
+            | State::Begun(Source::InLine { pending, .. }) => {
+                pending.cancel();
+            }
+            State::Waiting {
+                line: Some(line), ..
+            } if line.pending.cancel() => {
+                line.port.forget_admission(&line.log, line.number);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What `await` iterates over: the loop's own future, or an iterator that is done.
+pub fn iterate(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
+    match start(py, source)? {
+        Step::Ready(value) => {
+            let done = Done {
+                value: value.unbind(),
+                must_yield: !is_fair(),
+                yielded: AtomicBool::new(false),
+            };
+            Ok(Bound::new(py, done)?.into_any())
+        }
+        Step::Wait(future, _) => Ok(future.try_iter()?.into_any()),
+    }
+}
+
+fn start(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
+    match source {
+        Source::Mark {
+            log,
+            level,
+            lsn,
+            value,
+        } => start_mark(py, &log, level, lsn, value),
+        Source::InLine {
+            log,
+            level,
+            pending,
+            value,
+        } => start_line(py, log, level, pending, value),
+        Source::Job(hole) => {
+            if let Some(answer) = hole.take() {
+                return Ok(Step::Ready(answer(py)?.into_bound(py)));
+            }
+            let here = loops::here(py)?;
+            here.port().wait_job(&hole, here.future.clone().unbind());
+            Ok(Step::Wait(here.future, None))
+        }
+        Source::Known(value) => Ok(Step::Ready(value.into_bound(py))),
+    }
+}
+
+#[inline]
+fn start_mark<'py>(
+    py: Python<'py>,
+    log: &Arc<Shared>,
+    level: Level,
+    lsn: u64,
+    value: Value,
+) -> PyResult<Step<'py>> {
+    let marks = log.appender.marks();
+    let mark = match level {
+        Level::Appended => Lsn(lsn),
+        Level::Committed => marks.committed,
+        Level::Durable => marks.durable,
+    };
+    if mark.0 >= lsn {
+        return loops::show(py, lsn, value, marks.durable.0).map(Step::Ready);
+    }
+    let here = loops::here(py)?;
+    let future = here.future.clone().unbind();
+    here.port()
+        .wait_mark(log, level, Waiter { lsn, value, future });
+    DONE_IN_A_ROW.set(0);
+    Ok(Step::Wait(here.future, None))
+}
+
+fn start_line(
+    py: Python<'_>,
+    log: Arc<Shared>,
+    level: Level,
+    pending: Arc<PendingAppend>,
+    value: Value,
+) -> PyResult<Step<'_>> {
+    match pending.state() {
+        Pending::Admitted(first) => start_mark(py, &log, level, last(first.0, value), value),
+        Pending::Failed(failed) => Err(error::raise(py, &failed)),
+        Pending::Waiting => {
+            let here = loops::here(py)?;
+            let (number, port) = (log.next_call(), Arc::clone(here.port()));
+            let future = here.future.clone().unbind();
+            let queued = Queued {
+                pending: Arc::clone(&pending),
+                level,
+                value,
+                future,
+            };
+            port.wait_admission(&log, number, queued);
+            Ok(Step::Wait(
+                here.future,
+                Some(InLine {
+                    log,
+                    port,
+                    pending,
+                    number,
+                }),
+            ))
+        }
+    }
+}
+
+fn is_fair() -> bool {
+    let count = DONE_IN_A_ROW.get() + 1;
+    DONE_IN_A_ROW.set(count % FAIR);
+    count < FAIR
+}
+
+fn stop(value: Py<PyAny>) -> PyErr {
+    PyStopIteration::new_err((value,))
+}
+
+#[pymethods]
+impl Operation {
+    fn __await__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let (py, this) = (slf.py(), slf.get());
+        let source = match this.take() {
+            State::Fresh(source @ Source::InLine { .. }) => {
+                this.put(State::Begun(source));
+                return Ok(slf.clone().into_any());
+            }
+            State::Fresh(source) => source,
+            other => {
+                this.put(other);
+                return Err(this.spent());
+            }
+        };
+        iterate(py, source)
+    }
+
+    #[pyo3(signature = (value, /))]
+    fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        if !value.is_none() {
+            return Err(PyTypeError::new_err("can't send a value into an operation"));
+        }
+        self.step(py)
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.step(py)
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (kind, value = None, traceback = None))]
+    fn throw(
+        &self,
+        py: Python<'_>,
+        kind: Bound<'_, PyAny>,
+        value: Option<Bound<'_, PyAny>>,
+        traceback: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let _ = (py, traceback);
+        self.abandon();
+        Err(PyErr::from_value(
+            value.filter(|v| !v.is_none()).unwrap_or(kind),
+        ))
+    }
+
+    fn close(&self) {
+        self.abandon();
+    }
+
+    #[classmethod]
+    #[pyo3(signature = (item, /))]
+    fn __class_getitem__<'py>(
+        class: &Bound<'py, PyType>,
+        item: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyGenericAlias>> {
+        PyGenericAlias::new(class.py(), class.as_any(), item)
+    }
+
+    fn __repr__(&self) -> String {
+        let state = match &*lock(&self.state) {
+            State::Fresh(_) => "not awaited",
+            State::Begun(_) | State::Waiting { .. } | State::Yielded(_) => "awaited",
+            State::Spent => "spent",
+        };
+        format!("<millrace operation {}() {state}>", self.name)
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        if !self.is_owed || !matches!(&*lock(&self.state), State::Fresh(_)) {
+            return;
+        }
+        let name = self.name;
+        door::attached(|py| warn_unawaited(py, name));
+    }
+}
+
+fn warn_unawaited(py: Python<'_>, name: &str) {
+    // A destructor may run while an exception is on its way; it must come out unharmed.
+    let underway = PyErr::take(py);
+    let text = format!(
+        "{name}() was never awaited: it was started, but nobody learns whether it succeeded"
+    );
+    if let Ok(text) = std::ffi::CString::new(text) {
+        let class = py.get_type::<PyRuntimeWarning>();
+        if let Err(error) = PyErr::warn(py, &class, &text, 1) {
+            error.write_unraisable(py, None);
+        }
+    }
+    if let Some(error) = underway {
+        error.restore(py);
+    }
+}
+
+/// The iterator of an await that had nothing to wait for.
+#[pyclass(frozen, module = "millrace._core")]
+struct Done {
+    value: Py<PyAny>,
+    must_yield: bool,
+    yielded: AtomicBool,
+}
+
+#[pymethods]
+impl Done {
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let yielded = self.yielded.swap(true, Ordering::Relaxed);
+        if self.must_yield && !yielded {
+            return Ok(py.None());
+        }
+        Err(stop(self.value.clone_ref(py)))
+    }
+}

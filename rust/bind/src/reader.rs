@@ -1,0 +1,114 @@
+//! Reading forward in batches: a worker reads the next one while Python looks at this one.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use millrace_core::{
+    Error, ErrorKind, Result,
+    sync::lock,
+    wal::{LogReader, reader::Batch},
+};
+use pyo3::prelude::*;
+
+use crate::{
+    error,
+    jobs::{self, Answer, Pigeonhole},
+    operation::{Operation, Source},
+    record,
+    shared::Shared,
+};
+
+/// A place in a log, moving forward.
+#[pyclass(frozen, module = "millrace._core")]
+pub struct Reader {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    log: Arc<Shared>,
+    reader: Mutex<Option<LogReader>>,
+    /// The batch that is read ahead of the one being looked at.
+    ahead: Mutex<Option<Arc<Pigeonhole>>>,
+    records_max: usize,
+}
+
+impl Reader {
+    pub fn new(log: Arc<Shared>, reader: LogReader, records_max: usize) -> Self {
+        let inner = Inner {
+            log,
+            reader: Mutex::new(Some(reader)),
+            ahead: Mutex::default(),
+            records_max,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+}
+
+#[pymethods]
+impl Reader {
+    /// The next batch as a list of records, or `None` when there is none yet.
+    fn batch(&self, py: Python<'_>) -> PyResult<Operation> {
+        let ahead = lock(&self.inner.ahead).take();
+        let hole = match ahead {
+            Some(hole) => hole,
+            None => fetch(&self.inner).map_err(|failed| error::raise(py, &failed))?,
+        };
+        Ok(Operation::quiet("read", Source::Job(hole)))
+    }
+
+    /// LSN of the next record that has not been read, or `None` at the stop.
+    fn next_lsn(&self) -> Option<u64> {
+        let reader = lock(&self.inner.reader);
+        let reader = reader.as_ref().filter(|reader| !reader.is_finished())?;
+        Some(reader.position().0)
+    }
+}
+
+fn fetch(inner: &Arc<Inner>) -> Result<Arc<Pigeonhole>> {
+    let inner = Arc::clone(inner);
+    jobs::start(move || {
+        let batch = inner.read();
+        jobs::answer(batch, move |py, batch| show(py, &inner, batch.as_ref()))
+    })
+}
+
+/// Called on the loop's thread: sends the worker ahead, then makes the objects.
+fn show(py: Python<'_>, inner: &Arc<Inner>, batch: Option<&Batch>) -> PyResult<Py<PyAny>> {
+    let Some(batch) = batch else {
+        return Ok(py.None());
+    };
+    let ahead = fetch(inner).map_err(|failed| error::raise(py, &failed))?;
+    *lock(&inner.ahead) = Some(ahead);
+    Ok(record::list(py, batch)?.into_any().unbind())
+}
+
+impl Inner {
+    fn read(&self) -> Result<Option<Batch>> {
+        match lock(&self.reader).as_mut() {
+            Some(reader) => reader.next_batch(self.records_max),
+            None => Err(Error::new(ErrorKind::Closed, "the reader is closed")),
+        }
+    }
+}
+
+impl Drop for Inner {
+    /// Lets go of the segments it held back, and has their files removed if that was all they
+    /// waited for.
+    fn drop(&mut self) {
+        let reader = self.reader.get_mut();
+        let reader = reader.unwrap_or_else(PoisonError::into_inner).take();
+        if self.log.origin.is_forked_child() {
+            // Its backend belongs to the parent.
+            std::mem::forget(reader);
+            return;
+        }
+        drop(reader);
+        let log = Arc::clone(&self.log);
+        // Without a worker the next truncation or the close does it.
+        let _swept = jobs::start(move || {
+            let _later = log.sweep();
+            Box::new(|py: Python<'_>| Ok(py.None())) as Answer
+        });
+    }
+}

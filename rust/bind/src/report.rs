@@ -1,0 +1,82 @@
+//! What a log says about itself, as dictionaries from which Python makes frozen dataclasses.
+
+use millrace_core::{
+    ErrorKind,
+    wal::recovery::{Damage, RecoveryReport},
+};
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyList},
+};
+
+use crate::shared::Shared;
+
+/// `open`, `read_only`, `closed` or `failed`.
+pub fn state(log: &Shared) -> &'static str {
+    if log.is_read_only() {
+        return "read_only";
+    }
+    match log.appender.failure().map(|error| error.kind()) {
+        None => "open",
+        Some(ErrorKind::Closed) => "closed",
+        Some(_) => "failed",
+    }
+}
+
+/// What recovery found.
+pub fn recovery<'py>(py: Python<'py>, report: &RecoveryReport) -> PyResult<Bound<'py, PyDict>> {
+    let damage = report.damage.iter().map(|damage| row(py, damage));
+    let damage: Vec<_> = damage.collect::<PyResult<_>>()?;
+    let dict = PyDict::new(py);
+    dict.set_item("records", report.records)?;
+    dict.set_item("bytes", report.bytes)?;
+    dict.set_item("segments", report.segments)?;
+    dict.set_item("cut_bytes", report.cut_bytes)?;
+    dict.set_item("is_clean", report.clean_close)?;
+    dict.set_item("elapsed_s", report.elapsed.as_secs_f64())?;
+    dict.set_item("damage", PyList::new(py, damage)?.to_tuple())?;
+    Ok(dict)
+}
+
+fn row<'py>(py: Python<'py>, damage: &Damage) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("segment", damage.segment.0)?;
+    dict.set_item("offset", damage.offset)?;
+    dict.set_item("first_lsn", damage.first.0)?;
+    dict.set_item("last_lsn", damage.last.map(|lsn| lsn.0))?;
+    dict.set_item("what", damage.what)?;
+    Ok(dict)
+}
+
+/// What it did since it was opened.
+pub fn statistics<'py>(py: Python<'py>, log: &Shared) -> PyResult<Bound<'py, PyDict>> {
+    let (marks, counts) = (log.appender.marks(), log.appender.counts());
+    let dict = PyDict::new(py);
+    dict.set_item("state", state(log))?;
+    dict.set_item("records", counts.records)?;
+    dict.set_item("bytes", counts.bytes)?;
+    dict.set_item("groups", counts.groups)?;
+    dict.set_item("group_records_max", counts.group_records_max)?;
+    dict.set_item("syncs", counts.syncs)?;
+    dict.set_item("rotations", counts.rotations)?;
+    dict.set_item("first_lsn", log.appender.first_lsn().0)?;
+    dict.set_item("appended_lsn", marks.appended.0)?;
+    dict.set_item("committed_lsn", marks.committed.0)?;
+    dict.set_item("durable_lsn", marks.durable.0)?;
+    dict.set_item("commit_path", log.way().map(|way| way.path.name()))?;
+    dict.set_item("commit_paths", measured(py, log)?)?;
+    dict.set_item("driver", log.way().map(|_| "thread"))?;
+    Ok(dict)
+}
+
+/// What each way to the disk cost in seconds, or why it was refused.
+fn measured<'py>(py: Python<'py>, log: &Shared) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for measured in log.way().iter().flat_map(|way| &way.measured) {
+        match &measured.outcome {
+            Ok(cost) => dict.set_item(measured.path.name(), cost.as_secs_f64())?,
+            Err(reason) => dict.set_item(measured.path.name(), reason)?,
+        }
+    }
+    Ok(dict)
+}

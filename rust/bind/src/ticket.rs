@@ -1,0 +1,111 @@
+//! A claim that can be looked at, waited for from a thread, and awaited as often as one likes.
+
+use std::{sync::Arc, time::Duration};
+
+use millrace_core::{Error, ErrorKind, ids::Lsn, wal::Level};
+use pyo3::{exceptions::PyValueError, prelude::*};
+
+use crate::{
+    door, error,
+    lines::Value,
+    operation::{self, Source},
+    shared::Shared,
+};
+
+/// A record that was submitted.
+#[pyclass(frozen, module = "millrace._core")]
+pub struct Ticket {
+    log: Arc<Shared>,
+    lsn: u64,
+}
+
+impl Ticket {
+    pub fn new(log: Arc<Shared>, lsn: Lsn) -> Self {
+        Self { log, lsn: lsn.0 }
+    }
+
+    fn is_durable(&self) -> bool {
+        self.log.appender.marks().durable.0 >= self.lsn
+    }
+}
+
+#[pymethods]
+impl Ticket {
+    #[getter]
+    fn lsn(&self) -> u64 {
+        self.lsn
+    }
+
+    fn done(&self) -> bool {
+        self.is_durable() || self.log.appender.failure().is_some()
+    }
+
+    #[pyo3(signature = (timeout_s = None))]
+    fn wait(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<u64> {
+        wait(
+            py,
+            &self.log,
+            Level::Durable,
+            Lsn(self.lsn),
+            timeout(timeout_s)?,
+        )?;
+        Ok(self.lsn)
+    }
+
+    fn __await__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let source = Source::Mark {
+            log: Arc::clone(&self.log),
+            level: Level::Durable,
+            lsn: self.lsn,
+            value: Value::Lsn,
+        };
+        operation::iterate(py, source)
+    }
+
+    fn __repr__(&self) -> String {
+        let state = match (self.is_durable(), self.log.appender.failure()) {
+            (true, _) => "durable",
+            (false, None) => "pending",
+            (false, Some(_)) => "failed",
+        };
+        format!("<millrace.Ticket lsn={} {state}>", self.lsn)
+    }
+}
+
+/// Waits on a plain thread, without the interpreter, until `lsn` has reached `level`.
+pub fn wait(
+    py: Python<'_>,
+    log: &Arc<Shared>,
+    level: Level,
+    lsn: Lsn,
+    timeout: Option<Duration>,
+) -> PyResult<()> {
+    let is_over = |outcome: &millrace_core::Result<()>| !matches!(outcome, Err(error) if error.kind() == ErrorKind::Timeout);
+    let outcome = door::wait_detached(py, timeout, |slice| {
+        Some(log.appender.wait(level, lsn, Some(slice))).filter(is_over)
+    })?;
+    match outcome {
+        Some(Ok(())) => Ok(()),
+        Some(Err(failed)) => Err(error::raise(py, &failed)),
+        None => Err(error::raise(py, &late(lsn))),
+    }
+}
+
+fn late(lsn: Lsn) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "the record is not durable yet; it is still being written, wait again to learn its fate",
+    )
+    .with("lsn", lsn.0)
+}
+
+/// A timeout in seconds; none and infinity wait for ever.
+pub fn timeout(seconds: Option<f64>) -> PyResult<Option<Duration>> {
+    match seconds {
+        None => Ok(None),
+        Some(seconds) if seconds.is_nan() || seconds < 0.0 => Err(PyValueError::new_err(format!(
+            "timeout_s must not be negative or NaN, got {seconds}"
+        ))),
+        Some(seconds) => Ok(Duration::try_from_secs_f64(seconds).ok()),
+    }
+}
