@@ -8,6 +8,7 @@ leaves something open fails.
 
 import ast
 import asyncio
+import builtins
 import inspect
 import re
 import types
@@ -27,7 +28,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def run_page(page: Path) -> int:
     text = page.read_text()
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
     count = 0
     with asyncio.Runner() as runner:
         for match in BLOCK.finditer(text):

@@ -180,72 +180,90 @@ fn shutdown_cancels_what_would_never_be_answered() {
     }
 }
 
+/// Whether every page from `start` on is mapped.
+fn is_mapped(start: usize, length: usize) -> bool {
+    let mut pages = vec![0u8; length / BLOCK];
+    let address = std::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: only looks up the range, and writes one byte for each page of it.
+    unsafe { libc::mincore(address, length, pages.as_mut_ptr()) == 0 }
+}
+
 #[test]
 fn what_shutdown_leaves_behind_is_never_reused() {
-    // Direct reads go on after the ring is closed. Their buffers are leaked and counted, so memory
-    // taken after the shutdown keeps its bytes.
+    // Direct reads go on after the ring is closed. Their buffers are leaked and counted: the
+    // memory stays where it is, nobody else gets it, and what others get keeps its bytes.
     const LENGTH: usize = 1 << 20;
     const COUNT: usize = 48;
     let place = Place::new("leak");
     let mut backend = disk().open().unwrap();
     let file = file_in(&place, &mut backend, "f", Access::CREATE);
-    for index in 0..COUNT {
-        let buffer = Buffer::zeroed(LENGTH);
-        let mut io = Blocking::new(&mut backend);
-        io.write(&file, (index * LENGTH) as u64, LENGTH, buffer, false)
-            .unwrap();
-    }
-    Blocking::new(&mut backend).sync(&file).unwrap();
-    let mut left = Leftovers::default();
-    for _round in 0..10 {
-        let mut backend = disk().open().unwrap();
-        let Ok(file) = ({
-            let mut io = Blocking::new(&mut backend);
-            let dir = io.open_dir(place.path(), false).unwrap();
-            io.open(&dir, "f", Access::READ.direct(true))
-        }) else {
+    backend
+        .submit(foreground(0, write(&file, COUNT * LENGTH)))
+        .unwrap();
+    finish(&mut backend);
+    let mut io = Blocking::new(&mut backend);
+    let dir = io.open_dir(place.path(), false).unwrap();
+    let Ok(file) = io.open(&dir, "f", Access::READ.direct(true)) else {
+        return;
+    };
+    let mut left = 0;
+    for _round in 0..20 {
+        left += leave_reads_behind(&file, COUNT, LENGTH);
+        if left > 0 {
             return;
-        };
-        for index in 0..COUNT {
-            let op = Op::Read {
-                file: file.clone(),
-                offset: (index * LENGTH) as u64,
-                length: LENGTH,
-                buffer: Buffer::zeroed(LENGTH),
-            };
-            backend.submit(foreground(index as u64, op)).unwrap();
         }
-        let mut out = Vec::new();
-        backend.poll(&mut out, Wait::Never).unwrap();
-        let this = backend.shutdown(Some(Duration::ZERO));
-        backend.poll(&mut out, Wait::Never).unwrap();
-        assert_eq!(out.len() as u64 + this.requests, COUNT as u64);
-        assert_eq!(this.bytes, this.requests * LENGTH as u64);
-        drop((backend, out));
-        let mut fresh: Vec<Buffer> = (0..COUNT).map(|_| Buffer::zeroed(LENGTH)).collect();
-        for buffer in &mut fresh {
-            buffer.fill(0xa5);
-        }
-        // By the time the same bytes were read once more, the reads left behind are over.
-        let mut other = disk().open().unwrap();
-        let mut io = Blocking::new(&mut other);
-        for index in 0..COUNT {
-            let offset = (index * LENGTH) as u64;
-            io.read(&file, offset, LENGTH, Buffer::zeroed(LENGTH))
-                .unwrap();
-        }
-        for buffer in &fresh {
-            assert!(
-                buffer.iter().all(|byte| *byte == 0xa5),
-                "written after shutdown"
-            );
-        }
-        left.requests += this.requests;
     }
-    assert!(
-        left.requests > 0,
-        "the kernel was too fast for this test to say anything"
-    );
+    panic!("the kernel was too fast for this test to say anything");
+}
+
+fn leave_reads_behind(file: &File, count: usize, length: usize) -> u64 {
+    let mut backend = disk().open().unwrap();
+    let mut places = Vec::new();
+    for index in 0..count {
+        let buffer = Buffer::zeroed(length);
+        places.push(buffer.as_ptr() as usize);
+        let op = Op::Read {
+            file: file.clone(),
+            offset: (index * length) as u64,
+            length,
+            buffer,
+        };
+        backend.submit(foreground(index as u64, op)).unwrap();
+    }
+    let mut out = Vec::new();
+    backend.poll(&mut out, Wait::Never).unwrap();
+    let left = backend.shutdown(Some(Duration::ZERO));
+    backend.poll(&mut out, Wait::Never).unwrap();
+    assert_eq!(out.len() as u64 + left.requests, count as u64);
+    assert_eq!(left.bytes, left.requests * length as u64);
+    for done in &out {
+        let back = done.buffer.as_ref().unwrap().as_ptr() as usize;
+        places.retain(|place| *place != back);
+    }
+    drop((backend, out));
+    let mut expected = Buffer::zeroed(length);
+    expected.fill(0xa5);
+    let mut fresh: Vec<Buffer> = (0..count).map(|_| Buffer::zeroed(length)).collect();
+    for buffer in &mut fresh {
+        buffer.copy_from_slice(&expected);
+        let start = buffer.as_ptr() as usize;
+        let apart = |place: &usize| place.abs_diff(start) >= length;
+        assert!(
+            places.iter().all(apart),
+            "a buffer in flight was given away"
+        );
+    }
+    for place in places {
+        assert!(is_mapped(place, length), "a buffer in flight was unmapped");
+    }
+    // By the time the same bytes were read once more, the reads left behind are over.
+    let mut other = disk().open().unwrap();
+    let buffer = Buffer::zeroed(count * length);
+    let mut io = Blocking::new(&mut other);
+    io.read(file, 0, count * length, buffer).unwrap();
+    let kept = fresh.iter().all(|buffer| buffer[..] == expected[..]);
+    assert!(kept, "memory was written after the shutdown");
+    left.requests
 }
 
 #[test]
@@ -399,6 +417,42 @@ fn a_forked_child_has_no_part_in_the_ring() {
     let mut other = disk().open().unwrap();
     let again = file_in(&place, &mut other, "LOCK", Access::WRITE);
     Blocking::new(&mut other).lock(&again).unwrap();
+    drop(end);
+    // SAFETY: `pid` is our child; no status is asked for.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+}
+
+#[test]
+fn a_forked_child_does_not_keep_a_dead_ring() {
+    // The parent's ring goes without being told to let go, as when the parent is killed; a child
+    // that lives on must not keep the ring, and with it the lock.
+    let place = Place::new("fork-ring");
+    let mut backend = disk().open().unwrap();
+    let lock = file_in(&place, &mut backend, "LOCK", Access::CREATE);
+    Blocking::new(&mut backend).lock(&lock).unwrap();
+    backend.hold(&lock).unwrap();
+    let (mut told, tell) = io::pipe().unwrap();
+    let (mut wait, end) = io::pipe().unwrap();
+    // SAFETY: the child uses two pipes and exits without running anything of the harness.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        drop(end);
+        let _ = io::Write::write_all(&mut &tell, b"x");
+        let _ = io::Read::read(&mut wait, &mut [0]);
+        // SAFETY: see above.
+        unsafe { libc::_exit(0) }
+    }
+    io::Read::read_exact(&mut told, &mut [0]).unwrap();
+    backend.ring = None;
+    drop((backend, lock));
+    let mut other = disk().open().unwrap();
+    let again = file_in(&place, &mut other, "LOCK", Access::WRITE);
+    let mut io = Blocking::new(&mut other);
+    let deadline = io.now().after(Duration::from_secs(10));
+    while io.lock(&again).is_err() {
+        assert!(io.now() < deadline, "the child keeps the ring");
+        io.sleep(Duration::from_millis(1)).unwrap();
+    }
     drop(end);
     // SAFETY: `pid` is our child; no status is asked for.
     unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
