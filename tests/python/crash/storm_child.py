@@ -49,14 +49,14 @@ class Stream:
         if operation.parts > 1:
             return (await log.append_many(records)).start
         if operation.is_cancellable:
-            return await _cancelled_soon(log, records[0], operation.count)
-        if operation.count % 5 == 0:
+            return await _cancelled_soon(log, records[0], operation.call)
+        if operation.call % 5 == 0:
             try:
                 ticket = log.submit(records[0])
             except OverloadedError:
                 return await log.append(records[0])
             return await ticket
-        if operation.count % 13 == 0:
+        if operation.call % 13 == 0:
             lsn = await log.append(records[0], durability="appended")
             await log.flush()
             return lsn
