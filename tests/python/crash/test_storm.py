@@ -55,7 +55,7 @@ VARIANTS = (
 SMALL: dict[str, Any] = {
     "segment_bytes": 1 << 20,
     "segment_first_bytes": 256 << 10,
-    "group_bytes_max": 128 << 10,
+    "group_bytes_max": 512 << 10,
     "record_bytes_max": 64 << 10,
 }
 
