@@ -161,6 +161,132 @@ fn one_request_without_answer_delays_no_other() {
 }
 
 #[test]
+fn more_answers_than_room_are_all_taken() {
+    // The kernel keeps what finds no room among the completions; and as an overflow ends the
+    // watch on the bell, a wake must still be heard after it.
+    const COUNT: u64 = 300;
+    let mut disk = disk().with_capacity(512);
+    disk.setup.entries = 4;
+    let mut backend = disk.open().unwrap();
+    let mut writers = Vec::new();
+    for token in 0..COUNT {
+        let (op, writer) = endless_read(1);
+        backend.submit(foreground(token, op)).unwrap();
+        writers.push(writer);
+    }
+    let mut out = Vec::new();
+    for _ in 0..3 {
+        backend.poll(&mut out, Wait::Never).unwrap();
+        backend.waker().wake();
+    }
+    for writer in &mut writers {
+        io::Write::write_all(writer, b"x").unwrap();
+        backend.waker().wake();
+    }
+    out.append(&mut finish(&mut backend));
+    assert_eq!(out.len() as u64, COUNT);
+    assert!(out.iter().all(|done| done.result.is_ok()));
+    for _ in 0..3 {
+        let far = backend.now().after(Duration::from_secs(60));
+        let waker = backend.waker();
+        let talker = std::thread::spawn(move || waker.wake());
+        backend.poll(&mut out, Wait::Until(far)).unwrap();
+        assert!(backend.now() < far);
+        talker.join().unwrap();
+    }
+}
+
+#[test]
+fn a_killed_writer_is_over_once_its_lock_is_free() {
+    // After SIGKILL and wait, the kernel may still carry out the dead process's writes; the lock
+    // its ring held stays taken until the last of them, so who gets the lock is alone.
+    const LENGTH: usize = 1 << 20;
+    let clock = Arc::new(SystemClock::new());
+    for _ in 0..3 {
+        let place = Place::new("zombie");
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "uring::tests::own_process_endless_writer",
+                "--ignored",
+            ])
+            .arg("--nocapture")
+            .env("MILLRACE_TEST_DIRECTORY", place.path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut backend = UringDisk::new(clock.clone()).open().unwrap();
+        let mut io = Blocking::new(&mut backend);
+        let dir = io.open_dir(place.path(), false).unwrap();
+        let deadline = io.now().after(Duration::from_secs(30));
+        while !place.path().join("busy").exists() {
+            assert!(io.now() < deadline && child.try_wait().unwrap().is_none());
+            io.sleep(Duration::from_millis(1)).unwrap();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let lock = io.open(&dir, "LOCK", Access::WRITE).unwrap();
+        while let Err(error) = io.lock(&lock) {
+            assert_eq!(error.kind(), ErrorKind::Locked);
+            assert!(io.now() < deadline, "the lock is never given back");
+            io.sleep(Duration::from_millis(1)).unwrap();
+        }
+        let file = io.open(&dir, "f", Access::WRITE).unwrap();
+        let mut mine = Buffer::zeroed(8 * LENGTH);
+        mine.fill(0x11);
+        let mine = io.write(&file, 0, 8 * LENGTH, mine, true).unwrap();
+        io.sleep(Duration::from_millis(50)).unwrap();
+        io.drop_cache(&file).unwrap();
+        let (_, there) = io
+            .read(&file, 0, 8 * LENGTH, Buffer::zeroed(8 * LENGTH))
+            .unwrap();
+        assert!(
+            there[..] == mine[..],
+            "a dead process wrote after its lock was free"
+        );
+    }
+}
+
+#[test]
+#[ignore = "writes until it is killed; run by the test above"]
+fn own_process_endless_writer() {
+    // See `a_killed_writer_is_over_once_its_lock_is_free`.
+    const LENGTH: usize = 1 << 20;
+    let Some(path) = std::env::var_os("MILLRACE_TEST_DIRECTORY") else {
+        return;
+    };
+    let mut backend = disk().open().unwrap();
+    let mut io = Blocking::new(&mut backend);
+    let dir = io.open_dir(path.as_ref(), false).unwrap();
+    let lock = io.open(&dir, "LOCK", Access::CREATE).unwrap();
+    io.lock(&lock).unwrap();
+    io.hold(&lock).unwrap();
+    let file = match io.open(&dir, "f", Access::CREATE.direct(true)) {
+        Ok(file) => file,
+        Err(_) => io.open(&dir, "f", Access::CREATE).unwrap(),
+    };
+    let mut out = Vec::new();
+    for token in 0..1_000_000 {
+        let op = Op::Write {
+            file: file.clone(),
+            offset: (token % 8) * LENGTH as u64,
+            length: LENGTH,
+            buffer: Buffer::zeroed(LENGTH),
+            sync: false,
+        };
+        backend.submit(foreground(token, op)).unwrap();
+        if token == 64 {
+            std::fs::write(std::path::Path::new(&path).join("busy"), b"").unwrap();
+        }
+        while backend.in_flight() >= 64 {
+            backend.poll(&mut out, Wait::Forever).unwrap();
+            out.clear();
+        }
+    }
+}
+
+#[test]
 fn shutdown_cancels_what_would_never_be_answered() {
     // Without a budget shutdown waits for the kernel, and cancelling makes the kernel answer.
     let mut backend = disk().open().unwrap();
