@@ -16,7 +16,7 @@ import millrace.log as log_functions
 from millrace import Log, Record
 from millrace.cli.framing import FORMATS, Format, FramingError, as_json, frame, splitter_for
 from millrace.cli.intake import Intake, read_stdin
-from millrace.cli.output import Output, command, describe, describe_error
+from millrace.cli.output import Output, command, describe_error, describe_fields
 from millrace.cli.units import bytes_text
 from millrace.errors import Error
 
@@ -185,29 +185,28 @@ def tail(
 def stat(*, directory: Path, out: Output) -> None:
     """Show what the log holds and what opening it found."""
 
-    async def run() -> dict[str, object]:
+    async def run() -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
         async with Log.open(directory, read_only=True) as source:
-            return {
+            head: dict[str, object] = {
                 "directory": str(directory),
                 "first_lsn": source.first_lsn,
                 "last_lsn": source.last_lsn,
                 "durable_lsn": source.durable_lsn,
                 "records": max(0, source.last_lsn - source.first_lsn + 1),
-                "recovery": describe(source.recovery),
-                "statistics": describe(source.statistics()),
             }
+            recovery, statistics = source.recovery, source.statistics()
+            return head, describe_fields(recovery), describe_fields(statistics)
 
-    found = asyncio.run(run())
-    found["files"] = _files(directory)
-    out.answer(found)
-    files = found.pop("files")
-    nested = {name: found.pop(name) for name in ("recovery", "statistics")}
-    out.facts("log", found)
-    for name, values in nested.items():
-        out.say("")
-        out.facts(name, values if isinstance(values, dict) else {name: values})
+    head, recovery, statistics = asyncio.run(run())
+    files = _files(directory)
+    out.answer({**head, "recovery": recovery, "statistics": statistics, "files": files})
+    out.facts("log", head)
     out.say("")
-    out.table("files", ("name", "size", "on disk"), files)  # type: ignore[arg-type]
+    out.facts("recovery", recovery)
+    out.say("")
+    out.facts("statistics", statistics)
+    out.say("")
+    out.table("files", ("name", "size", "on disk"), files)
 
 
 def _files(directory: Path) -> list[tuple[str, int, int]]:
@@ -255,10 +254,8 @@ def _checked(name: str, directory: Path) -> object:
 
 
 def _report(title: str, report: object, out: Output, *, is_failed_by_damage: bool = True) -> None:
-    found = describe(report)
-    pairs = found if isinstance(found, dict) else {"report": found}
-    damage = pairs.get("damage")
-    if damage and is_failed_by_damage:
+    pairs = describe_fields(report)
+    if pairs.get("damage") and is_failed_by_damage:
         if not out.as_json:
             out.facts(title, pairs)
         out.fail("the log is damaged", pairs)

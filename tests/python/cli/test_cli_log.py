@@ -151,20 +151,17 @@ def test_a_pipe_that_trickles_is_appended_as_it_trickles(tmp_path: Path) -> None
     with subprocess.Popen(argv, env=_ENVIRONMENT, **pipes) as source:  # type: ignore[call-overload]
         source.stdin.write(b"early\nunfinished")
         source.stdin.flush()
-        for _ in range(200):
-            found = subprocess.run(
-                [sys.executable, "-m", "millrace", "log", "cat", str(path)],
-                capture_output=True,
-                check=False,
-            )
-            if found.stdout == b"early\n":
-                break
-            time.sleep(0.05)
-        else:
-            pytest.fail(f"the line did not arrive: {found}")
+        end = time.monotonic() + 20
+        while _cat(path) != b"early\n":
+            assert time.monotonic() < end, "the line did not arrive"
         source.communicate(b" business\n", timeout=20)
         assert source.returncode == 0
     assert run("log", "cat", path).stdout == b"early\nunfinished business\n"
+
+
+def _cat(path: Path) -> bytes:
+    argv = [sys.executable, "-m", "millrace", "log", "cat", str(path)]
+    return subprocess.run(argv, capture_output=True, check=False).stdout
 
 
 def test_a_reader_that_goes_away_is_not_a_failure(tmp_path: Path) -> None:

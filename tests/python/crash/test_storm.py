@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from storm_child import EXIT_UNAVAILABLE
@@ -52,10 +52,10 @@ VARIANTS = (
     {"commit_path": "direct"},
     {"driver": "loop"},
 )
-SMALL = {
+SMALL: dict[str, Any] = {
     "segment_bytes": 1 << 20,
     "segment_first_bytes": 256 << 10,
-    "group_bytes_max": 128 << 10,
+    "group_bytes_max": 512 << 10,
     "record_bytes_max": 64 << 10,
 }
 
@@ -101,7 +101,7 @@ class Life:
         status = self.victim.wait(_PATIENCE_S)
         acks = list(read_acks(b"".join(self._parts)))
         self._book.promise(acks)
-        return status, any(ack.index == OPENED for ack in acks)
+        return status, any(ack.number == OPENED for ack in acks)
 
 
 class Storm:
@@ -198,7 +198,7 @@ async def read_back(path: Path, start: int) -> list[Found]:
         found = []
         async for batch in log.read_batches(start):
             found += [identify(item.lsn, item.data) for item in batch]
-        assert log.recovery.damage is None or not log.recovery.damage
+        assert not log.recovery.damage
         return found
 
 

@@ -37,7 +37,7 @@ pub struct Block {
 impl Sector {
     /// A sector with these bytes; `bytes` is at most a sector, the rest is zero.
     pub fn new(bytes: &[u8]) -> Self {
-        if bytes.iter().all(|byte| *byte == 0) {
+        if is_zero(bytes) {
             return Self::Zero;
         }
         let mut whole = [0; SECTOR];
@@ -69,6 +69,11 @@ impl Sector {
     pub fn same(&self, other: &Self) -> bool {
         self.mark() == other.mark()
     }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<8>();
+    words.iter().all(|word| u64::from_le_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// A file's length and sectors.
@@ -206,6 +211,14 @@ impl Piece {
             done += size;
         }
         pieces
+    }
+
+    /// Tells what is written from other bytes.
+    pub fn mark(&self) -> u64 {
+        match &self.bytes {
+            Some(bytes) => fingerprint(bytes),
+            None => self.whole.mark(),
+        }
     }
 
     /// The sector after this piece was written over `old`.

@@ -61,6 +61,8 @@ pub struct Model {
     pub names: Names,
     /// For sectors.
     pub torn: Torn,
+    /// Names whose files carry no promise: they are left as they are seen, and so not varied.
+    pub ignored: &'static [&'static str],
     /// For what is left to chance.
     pub seed: u64,
 }
@@ -70,6 +72,7 @@ impl Default for Model {
         Self {
             names: Names::Strict,
             torn: Torn::Never,
+            ignored: &[],
             seed: 0,
         }
     }
@@ -174,10 +177,13 @@ impl CrashPoint {
                 changes: dir.pending.clone(),
             });
         }
+        let ignored = point.settle_ignored(world);
         point.names_in_flight(world);
         point.open_dirs(world);
         for ino in point.reachable() {
-            point.open_file(world, ino);
+            if !ignored.contains(&ino) {
+                point.open_file(world, ino);
+            }
         }
         point
             .choices
@@ -202,6 +208,21 @@ impl CrashPoint {
             .iter()
             .map(|choice| choice.groups.len() as u64 + 1);
         options.fold(1, u64::saturating_mul)
+    }
+
+    /// Takes the files of ignored names as they are seen.
+    fn settle_ignored(&mut self, world: &World) -> Vec<Ino> {
+        let mut found = Vec::new();
+        for (dir, seen) in self.dirs.iter_mut().zip(&world.volume.dirs) {
+            let is_ignored = |entry: &&Entry| self.model.ignored.contains(&&*entry.0);
+            for (name, ino) in seen.entries.iter().filter(is_ignored) {
+                self.files[*ino] = FilePoint::new(&world.volume.inodes[*ino].cache);
+                dir.changes.retain(|(_, change)| change.ino() != *ino);
+                Change::Link(name.clone(), *ino).apply(&mut dir.durable);
+                found.push(*ino);
+            }
+        }
+        found
     }
 
     fn names_in_flight(&mut self, world: &World) {

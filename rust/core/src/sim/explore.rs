@@ -25,6 +25,9 @@ use super::{
 };
 use crate::sync::{Mutex, lock};
 
+/// How many images are remembered; one that is met again after so many others counts again.
+const REMEMBERED: usize = 1 << 25;
+
 /// The ledger and the monitor of one life, shared with the disk's hook.
 #[derive(Debug, Clone)]
 pub struct Book(Arc<Mutex<Pages>>);
@@ -186,7 +189,7 @@ pub struct Report {
     pub workloads: u64,
     /// Moments taken apart.
     pub moments: u64,
-    /// Crash states opened and checked, once each per moment.
+    /// Crash states opened and checked: equal ones once, unless something else was promised.
     pub states: u64,
     /// Of these, disks whose bytes and names nobody saw before.
     pub distinct: u64,
@@ -236,7 +239,10 @@ impl<'a, S: Subject> Explorer<'a, S> {
     /// Every crash within the last of `ops`, and what follows from it.
     pub fn workload(&mut self, ops: &[S::Op]) -> Verdict {
         self.report.workloads += 1;
-        self.visited.borrow_mut().clear();
+        if self.images.len() > REMEMBERED {
+            self.images.clear();
+            self.visited.borrow_mut().clear();
+        }
         let disk = SimDisk::new(self.plan.settings);
         self.life(&disk, Ledger::default(), ops, 0)
             .map_err(|error| error.at(format!("workload {ops:?}")))

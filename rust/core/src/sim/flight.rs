@@ -6,6 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use super::{
     content::Piece,
     fault::{Kind, Trouble},
+    random::mix,
     volume::Ino,
 };
 use crate::{
@@ -112,6 +113,14 @@ impl Effect {
             }
             Self::Resize { length, .. } => (0, *length),
             _ => (0, 0),
+        }
+    }
+
+    /// Tells the bytes it writes from others.
+    pub fn mark(&self) -> u64 {
+        match self {
+            Self::Write { pieces, .. } => pieces.iter().fold(0, |sum, one| mix(sum ^ one.mark())),
+            _ => 0,
         }
     }
 

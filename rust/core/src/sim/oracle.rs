@@ -240,15 +240,10 @@ impl Ledger {
 
     /// Tells what this ledger expects from what another does.
     pub fn fingerprint(&self) -> u64 {
-        let last = self.attempts.last().map_or(0, |one| one.serial);
-        [
-            self.acknowledged,
-            self.attempts.len() as u64,
-            self.truncated,
-            last,
-        ]
-        .iter()
-        .fold(0, |sum, word| mix(sum ^ mix(*word)))
+        let begin = mix(self.acknowledged ^ mix(self.truncated ^ mix(self.serials)));
+        self.attempts.iter().fold(begin, |sum, one| {
+            mix(sum ^ one.serial << 40 ^ one.batch << 20 ^ one.length as u64)
+        })
     }
 }
 

@@ -38,21 +38,20 @@ pub const fn mix(value: u64) -> u64 {
 /// A fingerprint of `bytes`; not for adversaries.
 pub fn fingerprint(bytes: &[u8]) -> u64 {
     const PRIME: u64 = 0x9fb2_1c65_1e98_df25;
+    let turn = |lane: u64, word: u64| (lane ^ word).wrapping_mul(PRIME).rotate_left(29);
     let mut lanes = [bytes.len() as u64 ^ PRIME, 1, 2, 3];
-    let mut chunks = bytes.chunks_exact(32);
-    for chunk in &mut chunks {
-        for (lane, word) in lanes.iter_mut().zip(chunk.chunks_exact(8)) {
-            let word = word
-                .iter()
-                .rev()
-                .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-            *lane = (*lane ^ word).wrapping_mul(PRIME).rotate_left(29);
-        }
+    let (fours, words) = bytes.as_chunks::<8>().0.as_chunks::<4>();
+    for [a, b, c, d] in fours {
+        lanes[0] = turn(lanes[0], u64::from_le_bytes(*a));
+        lanes[1] = turn(lanes[1], u64::from_le_bytes(*b));
+        lanes[2] = turn(lanes[2], u64::from_le_bytes(*c));
+        lanes[3] = turn(lanes[3], u64::from_le_bytes(*d));
     }
-    for byte in chunks.remainder() {
-        lanes[0] = (lanes[0] ^ u64::from(*byte))
-            .wrapping_mul(PRIME)
-            .rotate_left(29);
+    for word in words {
+        lanes[0] = turn(lanes[0], u64::from_le_bytes(*word));
+    }
+    for byte in bytes.as_chunks::<8>().1 {
+        lanes[1] = turn(lanes[1], u64::from(*byte));
     }
     lanes.iter().fold(0, |sum, lane| mix(sum ^ lane))
 }

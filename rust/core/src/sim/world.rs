@@ -14,13 +14,13 @@ use std::{fmt, time::Duration};
 use super::{
     fault::{Faults, Kind},
     flight::{Flight, Late, Target, Zombies},
-    random::{Random, fingerprint, mix},
+    random::{Random, mix},
     volume::{Ino, Volume},
 };
 use crate::{
     clock::{Clock, ManualClock, Mono},
     error::Result,
-    io::{Access, Answer, Buffer, File, Finished, Request},
+    io::{Access, Answer, File, Finished, Request},
 };
 
 /// How a simulated disk behaves.
@@ -322,7 +322,10 @@ impl World {
             trouble: self.faults.next(kind),
             late: None,
         });
-        self.happened(self.flights.len() - 1, Phase::Submitted);
+        let flight = &self.flights[self.flights.len() - 1];
+        let event = self.event(flight, Phase::Submitted);
+        let mark = flight.effect.mark();
+        self.tell(event, mark);
         self.land();
         Ok(())
     }
@@ -377,7 +380,7 @@ impl World {
             is_ok: result.is_ok(),
         };
         let event = self.event(&flight, phase);
-        self.tell(event, result_mark(&result, buffer.as_ref()));
+        self.tell(event, result_mark(&result));
         self.land();
         Finished {
             token: flight.token,
@@ -418,11 +421,6 @@ impl World {
             let event = self.event(&flight, Phase::Landed);
             self.tell(event, 0);
         }
-    }
-
-    fn happened(&mut self, place: usize, phase: Phase) {
-        let event = self.event(&self.flights[place], phase);
-        self.tell(event, 0);
     }
 
     fn event(&self, flight: &Flight, phase: Phase) -> Event {
@@ -480,12 +478,9 @@ impl World {
     }
 }
 
-fn result_mark(result: &Result<Answer>, buffer: Option<&Buffer>) -> u64 {
+fn result_mark(result: &Result<Answer>) -> u64 {
     match result {
-        Ok(Answer::Count(count)) => match buffer {
-            Some(buffer) if *count <= 4096 => fingerprint(&buffer[..*count]),
-            _ => *count as u64,
-        },
+        Ok(Answer::Count(count)) => *count as u64,
         Ok(Answer::Length(length)) => *length,
         Ok(_) => 0,
         Err(error) => error.errno().unwrap_or(1).unsigned_abs() as u64 | 1 << 32,

@@ -47,6 +47,8 @@ pub mod scan;
 pub mod segment;
 pub mod settings;
 mod survey;
+#[cfg(any(test, feature = "testing"))]
+pub mod trial;
 mod truncate;
 pub mod verdict;
 pub mod verify;

@@ -204,6 +204,8 @@ impl Reader {
         up_to: Lsn,
         records_max: usize,
     ) -> Result<Option<Batch>> {
+        let ahead = u64::from(cfg!(mutant = "reader_above_durable"));
+        let up_to = up_to.plus(ahead);
         let limit = match self.stop {
             Some(stop) => up_to.min(stop.previous()),
             None => up_to,
@@ -284,6 +286,7 @@ impl Reader {
         }
         if let Some(Ok(header)) = place.peek(&self.chunk)
             && header.frame_bytes as usize > place.filled
+            && place.offset + u64::from(header.frame_bytes) <= io.length(&place.file)?
         {
             place.fill(io, &mut self.chunk, header.frame_bytes as usize)?;
         }

@@ -27,6 +27,10 @@ pub const BLOCK_BYTES_MIN: u32 = 512;
 /// The largest block a header may state.
 pub const BLOCK_BYTES_MAX: u32 = 65536;
 
+/// No segment, incarnation or LSN comes this far: at a thousand million a second it takes a
+/// century. Larger ones are refused, so that counting on from one never overflows.
+const NUMBER_MAX: u64 = 1 << 62;
+
 const MAGIC: [u8; 8] = *b"MILLRACE";
 
 /// Where each field of the header lies. Each offset is the end of the field before it.
@@ -330,8 +334,12 @@ impl SegmentHeader {
         if self.limits.check().is_err() {
             return Err("its limits contradict each other");
         }
-        if self.segment.0 == 0 || self.incarnation.0 == 0 || self.base == Lsn::ZERO {
-            return Err("a number that starts at one is zero");
+        let numbers = [self.segment.0, self.incarnation.0, self.base.0];
+        if numbers
+            .iter()
+            .any(|number| !(1..=NUMBER_MAX).contains(number))
+        {
+            return Err("a number is zero or beyond what any log reaches");
         }
         match &self.predecessor {
             Some(prior) if prior.segment >= self.segment => Err("its predecessor comes after it"),

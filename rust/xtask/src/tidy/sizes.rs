@@ -23,16 +23,6 @@ pub const LONG: &[(&str, &str, &str)] = &[
         "plan",
         "one match over every operation of the contract",
     ),
-    (
-        "rust/core/src/wal/frame.rs",
-        "",
-        "both directions of one format, read side by side",
-    ),
-    (
-        "rust/core/src/wal/reader.rs",
-        "",
-        "one loop over segments, frames and records, with its failures",
-    ),
 ];
 
 pub fn check(source: &Source) -> Vec<Finding> {

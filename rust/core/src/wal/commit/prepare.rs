@@ -267,7 +267,7 @@ impl Preparer {
                 buffer: self
                     .zeros
                     .take()
-                    .unwrap_or_else(|| Buffer::zeroed(FILL_BYTES)),
+                    .unwrap_or_else(|| Buffer::zeroed(FILL_BYTES.min(plan.bytes as usize))),
                 sync: false,
             },
             Step::Sync => Op::Sync {

@@ -159,6 +159,11 @@ fn a_frame_out_of_line_contradicts_the_chain() {
         ..frames[1]
     };
     assert!(expected.follow(&other).is_err());
+    let gap = FrameHeader {
+        first: Lsn(99),
+        ..frames[1]
+    };
+    assert!(expected.follow(&gap).is_err());
     let back = FrameHeader {
         durable: Lsn(8),
         ..frames[1]

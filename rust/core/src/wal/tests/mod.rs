@@ -8,6 +8,7 @@ mod repair;
 pub(crate) mod rig;
 mod segment;
 mod shelf;
+mod trust;
 mod verdict;
 
 use crate::{
