@@ -203,7 +203,7 @@ async def test_a_group_cancels_its_siblings(directory: Path, held: LogSettings) 
         await asyncio.sleep(0)
         raise ZeroDivisionError
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(log.append(b"%d" % number)) for number in range(4)]
             group.create_task(fail())
