@@ -219,6 +219,7 @@ def test_looking_creates_nothing(tmp_path: Path, name: str) -> None:
     failed = run("log", name, tmp_path / "nowhere", code=1)
     assert failed.stderr.startswith(b"millrace: ")
     assert "error" in document("log", name, tmp_path / "nowhere", code=1)
+    run("log", "repair", "--yes", tmp_path / "nowhere", code=1)
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -16,13 +16,16 @@ import signal
 import sys
 import time
 from collections import Counter
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from storm_records import OPENED, Book
 from test_storm import CHILD, SMALL, read_back
 
 from millrace.testing import Victim, read_acks
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: Calls that change something on the disk, and the doors of the ring.
 CALLS = (
