@@ -109,7 +109,7 @@ class Output:
             return
         has_header = any(columns)
         table = Table(title=title, title_justify="left", show_header=has_header, box=None)
-        table.padding, table.pad_edge = (0, 2, 0, 0), False
+        table.padding, table.pad_edge = (0, 1, 0, 0), False
         for index, name in enumerate(columns):
             figures = index >= right and has_header
             justify: Literal["left", "right"] = "right" if figures else "left"
