@@ -42,7 +42,7 @@ CALLS = (
     "io_uring_enter",
 )
 _POINTS_MAX = 40
-_PATIENCE_S = 50
+_PATIENCE_S = 100
 
 
 def live_and_die(path: Path, book: Book, life: int, call: str, when: int) -> tuple[int, bool]:
@@ -84,7 +84,7 @@ def run_points(base: Path, calls: tuple[str, ...], points_max: int, seconds: flo
     return tally
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_first_points_of_each_call(tmp_path: Path) -> None:
     # Killed at the first calls of each kind, a log opens again and keeps its promises.
     tally = run_points(tmp_path, CALLS, 2, 40)
