@@ -188,7 +188,5 @@ class LogModel(RuleBasedStateMachine):
         shutil.rmtree(self.root)
 
 
-LogModel.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None
-)
+LogModel.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 TestLogModel = LogModel.TestCase

@@ -204,11 +204,7 @@ impl Reader {
         up_to: Lsn,
         records_max: usize,
     ) -> Result<Option<Batch>> {
-        let ahead = if cfg!(mutant = "reader_above_durable") {
-            1
-        } else {
-            0
-        };
+        let ahead = u64::from(cfg!(mutant = "reader_above_durable"));
         let up_to = up_to.plus(ahead);
         let limit = match self.stop {
             Some(stop) => up_to.min(stop.previous()),
