@@ -14,11 +14,6 @@ const FUNCTION_LINES_MAX: usize = 70;
 /// `(path, function or "" for the whole file, reason)`.
 pub const LONG: &[(&str, &str, &str)] = &[
     (
-        "rust/core/src/sim/crash.rs",
-        "",
-        "every way a disk may look after a cut, in one place",
-    ),
-    (
         "rust/core/src/sim/carry.rs",
         "plan",
         "one match over every operation of the contract",
