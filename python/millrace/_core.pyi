@@ -304,7 +304,7 @@ class Ring:
             IoTimeout: If there was no room for *timeout_s*. Nothing was appended.
         """
 
-    def drain(self, max: int | None = None) -> list[Entry]:
+    def drain(self, max: int | None = None) -> list[Entry]:  # noqa: A002 - it is the public name
         """
         Take what is there, at most *max* entries, in the order of their positions.
 

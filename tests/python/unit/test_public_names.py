@@ -9,13 +9,44 @@ from pathlib import Path
 import millrace
 from millrace import _core
 
-_NAMES = """
-AbandonedError BackendUnavailable Backpressure ClosedError CorruptionError Cursor Damage
-EndOfStream Entry Error ForkedError FormatVersionError IoError IoTimeout LockedError Log
-LogPoisonedError LogSettings LogStatistics NamespaceLimitError NoSpaceError Operation
-OverloadedError PoisonedError Record RecoveryReport RepairReport Ring RingStatistics RingTicket
-SegmentReport ShortReadError Ticket TooLargeError VerifyReport VersionMismatch
-""".split()
+_NAMES = [
+    "AbandonedError",
+    "BackendUnavailable",
+    "Backpressure",
+    "ClosedError",
+    "CorruptionError",
+    "Cursor",
+    "Damage",
+    "EndOfStream",
+    "Entry",
+    "Error",
+    "ForkedError",
+    "FormatVersionError",
+    "IoError",
+    "IoTimeout",
+    "LockedError",
+    "Log",
+    "LogPoisonedError",
+    "LogSettings",
+    "LogStatistics",
+    "NamespaceLimitError",
+    "NoSpaceError",
+    "Operation",
+    "OverloadedError",
+    "PoisonedError",
+    "Record",
+    "RecoveryReport",
+    "RepairReport",
+    "Ring",
+    "RingStatistics",
+    "RingTicket",
+    "SegmentReport",
+    "ShortReadError",
+    "Ticket",
+    "TooLargeError",
+    "VerifyReport",
+    "VersionMismatch",
+]
 
 
 def test_the_public_names_are_these() -> None:
