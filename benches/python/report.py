@@ -12,6 +12,7 @@ from svg import bar_chart
 from table import Spread, Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 Document = dict[str, Any]
@@ -232,7 +233,7 @@ def _gaps(document: Document) -> str:
 
 
 def _markdown(
-    columns: tuple[str, ...] | list[str], rows: list[tuple[str, ...]], right: int = 1
+    columns: tuple[str, ...] | list[str], rows: Sequence[tuple[str, ...]], right: int = 1
 ) -> str:
     rule = ["---:" if index >= right else "---" for index in range(len(columns))]
     lines = [f"| {' | '.join(row)} |" for row in (columns, rule, *rows)]

@@ -16,7 +16,7 @@ import click
 import millrace
 from millrace import Log
 from millrace.cli import machine
-from millrace.cli.output import Output, command, describe
+from millrace.cli.output import Output, command, describe_fields
 from millrace.cli.units import bytes_text, seconds_text
 from millrace.testing import percentile
 
@@ -108,8 +108,8 @@ def _kernel(statistics: dict[str, Any]) -> list[Finding]:
         for name in ("driver", "commit_path")
         if statistics.get(name)
     ]
-    paths = statistics.get("commit_paths")
-    for name, measured in paths.items() if isinstance(paths, dict) else ():
+    paths: dict[str, float | str] = statistics.get("commit_paths") or {}
+    for name, measured in paths.items():
         if isinstance(measured, float):
             findings.append(Finding(f"path {name}", "fine", seconds_text(measured)))
         else:
@@ -157,7 +157,7 @@ def _filesystem(mount: machine.Mount | None) -> Finding:
 
 
 def _limits() -> list[Finding]:
-    findings = []
+    findings: list[Finding] = []
     memlock = machine.limit_text(resource.RLIMIT_MEMLOCK)
     is_low = memlock.isdigit() and int(memlock) < _MEMLOCK_BYTES_MIN
     findings.append(
@@ -237,5 +237,5 @@ async def _log_commits(work: Path) -> tuple[list[float], dict[str, Any]]:
             began = time.perf_counter()
             await log.append(record)
             times.append(time.perf_counter() - began)
-        statistics: dict[str, Any] = describe(log.statistics())
+        statistics: dict[str, Any] = describe_fields(log.statistics())
     return times, statistics

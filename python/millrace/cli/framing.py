@@ -40,9 +40,11 @@ class Splitter(Protocol):
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the records that *data* completes."""
+        ...
 
     def finish(self) -> list[bytes]:
         """Return what the end of input completes."""
+        ...
 
 
 class LineSplitter:
@@ -78,7 +80,7 @@ class JsonSplitter(LineSplitter):
     """One JSON value per line, stored as it was written; blank lines are passed over."""
 
     def _checked(self, lines: list[bytes]) -> list[bytes]:
-        kept = []
+        kept: list[bytes] = []
         for line in lines:
             self._count += 1
             if not line.strip():
@@ -103,7 +105,7 @@ class LengthSplitter:
     def feed(self, data: bytes) -> list[bytes]:
         """Return the records that *data* completes."""
         self._waiting += data
-        records = []
+        records: list[bytes] = []
         offset = 0
         while offset + _LENGTH.size <= len(self._waiting):
             (length,) = _LENGTH.unpack_from(self._waiting, offset)

@@ -12,9 +12,11 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, cast
 
 import click
 from rich.console import Console
@@ -31,25 +33,28 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 def describe(value: object) -> Any:  # noqa: ANN401 - JSON is anything
     """Turn *value* into what JSON can carry; objects become their public attributes."""
+    found: Any
     match value:
         case None | bool() | int() | float() | str():
-            found: Any = value
+            found = value
         case bytes():
             found = value.decode("utf-8", "backslashreplace")
-        case os.PathLike():
-            found = os.fspath(value)
+        case Path():
+            found = str(value)
         case BaseException():
             found = describe_error(value)
         case Mapping():
-            found = {str(key): describe(item) for key, item in value.items()}
-        case Sequence() | set() | frozenset():
-            found = [describe(item) for item in value]
+            pairs = cast("Mapping[object, object]", value).items()
+            found = {str(key): describe(item) for key, item in pairs}
+        case Sequence() | AbstractSet():
+            found = [describe(item) for item in cast("Iterable[object]", value)]
         case _:
-            found = _attributes(value) or str(value)
+            found = describe_fields(value) or str(value)
     return found
 
 
-def _attributes(value: object) -> dict[str, Any]:
+def describe_fields(value: object) -> dict[str, Any]:
+    """Name the fields of a dataclass, or the public attributes of any other object."""
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
     else:
@@ -104,15 +109,17 @@ class Output:
             return
         has_header = any(columns)
         table = Table(title=title, title_justify="left", show_header=has_header, box=None)
+        table.padding, table.pad_edge = (0, 1, 0, 0), False
         for index, name in enumerate(columns):
             figures = index >= right and has_header
-            table.add_column(name, justify="right" if figures else "left", no_wrap=index == 0)
+            justify: Literal["left", "right"] = "right" if figures else "left"
+            table.add_column(name, justify=justify, no_wrap=index == 0 or figures)
         for row in cells:
             table.add_row(*(_colour(cell) for cell in row))
         self._console.print(table)
 
     @contextmanager
-    def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    def progress(self, what: str, total: int | None) -> Generator[Callable[[int], None]]:
         """Show a bar on a terminal; yields a function that is told how much is done."""
         if not (sys.stderr.isatty() and not self.as_json):
             yield lambda _done: None
@@ -160,17 +167,24 @@ def _sentence(error: BaseException) -> str:
 
 
 def _shown(value: object) -> str:
+    text = str(value)
     match value:
         case bool():
-            return "yes" if value else "no"
+            text = "yes" if value else "no"
         case int():
-            return f"{value:,}"
+            text = f"{value:,}"
         case float():
-            return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
+            text = f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
         case None:
-            return "-"
+            text = "-"
+        case Mapping():
+            pairs = cast("Mapping[object, object]", value).items()
+            text = ", ".join(f"{key}: {_shown(item)}" for key, item in pairs) or "-"
+        case list():
+            text = "; ".join(_shown(item) for item in cast("list[object]", value)) or "-"
         case _:
-            return str(value)
+            pass
+    return text
 
 
 _COLOURS = {"fine": "green", "note": "cyan", "warning": "yellow", "not fine": "bold red"}

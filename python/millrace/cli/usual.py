@@ -27,9 +27,11 @@ class Appender(Protocol):
 
     async def append(self, data: bytes) -> int:
         """Return the position of *data* once it is durable."""
+        ...
 
     async def append_many(self, items: list[bytes]) -> int:
         """Return the last position once all *items* are durable."""
+        ...
 
     async def close(self) -> None:
         """Let go of files and threads."""
@@ -127,7 +129,7 @@ class SqliteBatched(_Sqlite):
 
     async def append(self, data: bytes) -> int:
         """Return the position of *data* once it is durable."""
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((data, future))
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
@@ -160,7 +162,7 @@ def _connect(directory: Path) -> sqlite3.Connection:
 
 
 USUAL_WAYS: dict[str, type[FileFsync | SqliteEach | SqliteBatched]] = {
-    "SQLite, batched commits": SqliteBatched,
-    "SQLite, a commit each": SqliteEach,
+    "SQLite, batched": SqliteBatched,
+    "SQLite, commit each": SqliteEach,
     "file, fsync each": FileFsync,
 }

@@ -29,7 +29,7 @@ _ATOMIC_BYTES = 4096
 class Ack(NamedTuple):
     """One acknowledged operation: which it was, what it was answered, how long that took."""
 
-    index: int
+    number: int
     latency_ns: int
     lsn: int
 
@@ -47,9 +47,9 @@ class AckWriter:
         self._waiting = bytearray()
         self._is_scheduled = False
 
-    def note(self, index: int, latency_ns: int, lsn: int) -> None:
+    def note(self, number: int, latency_ns: int, lsn: int) -> None:
         """Note one acknowledged operation; it leaves the process when the loop comes round."""
-        self._waiting += _ENTRY.pack(index, min(latency_ns, _LATENCY_MAX), lsn)
+        self._waiting += _ENTRY.pack(number, min(latency_ns, _LATENCY_MAX), lsn)
         if not self._is_scheduled:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)

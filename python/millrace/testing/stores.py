@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from millrace import Log, LogSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
 
 @asynccontextmanager
 async def temporary_log(
     *, settings: LogSettings | None = None, directory: str | Path | None = None
-) -> AsyncIterator[Log]:
+) -> AsyncGenerator[Log]:
     """
     Open a log in a new directory, and remove both on the way out.
 

@@ -8,6 +8,7 @@ reason that names what was missing, so that a run says what it did not show.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import struct
 import subprocess
@@ -41,12 +42,15 @@ def _need_root() -> None:
 
 def unmount(point: Path) -> None:
     """Unmount, with patience for a device that is still draining."""
+    # A failure keeps its frames, and a frame may keep a handle on the filesystem.
+    gc.collect()
+    done = None
     for _ in range(100):
         done = subprocess.run(["umount", str(point)], capture_output=True, text=True, check=False)
         if done.returncode == 0 or "not mounted" in done.stderr:
             return
         time.sleep(0.05)
-    raise AssertionError(f"could not unmount {point}: {done.stderr}")
+    raise AssertionError(f"could not unmount {point}: {done and done.stderr}")
 
 
 @contextmanager

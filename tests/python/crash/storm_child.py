@@ -49,14 +49,14 @@ class Stream:
         if operation.parts > 1:
             return (await log.append_many(records)).start
         if operation.is_cancellable:
-            return await _cancelled_soon(log, records[0], operation.count)
-        if operation.count % 5 == 0:
+            return await _cancelled_soon(log, records[0], operation.call)
+        if operation.call % 5 == 0:
             try:
                 ticket = log.submit(records[0])
             except OverloadedError:
                 return await log.append(records[0])
             return await ticket
-        if operation.count % 13 == 0:
+        if operation.call % 13 == 0:
             lsn = await log.append(records[0], durability="appended")
             await log.flush()
             return lsn
@@ -76,13 +76,8 @@ class Stream:
 async def _cancelled_soon(log: Log, data: bytes, count: int) -> int | None:
     """Give up waiting after a moment; the record may be there or not, and it was not promised."""
 
-    call = log.append(data)
-
-    async def wait() -> int:
-        return await call
-
     try:
-        return await asyncio.wait_for(wait(), count % 4 * 0.0003)
+        return await asyncio.wait_for(log.append(data), count % 4 * 0.0003)
     except TimeoutError:
         return None
 

@@ -33,12 +33,12 @@ class Operation(NamedTuple):
 
     stream: int
     life: int
-    count: int
+    call: int
 
     @property
     def number(self) -> int:
         """The operation's number, 32 bits."""
-        return self.stream << 30 | self.life << 20 | self.count
+        return self.stream << 30 | self.life << 20 | self.call
 
     @classmethod
     def of(cls, number: int) -> Operation:
@@ -48,12 +48,12 @@ class Operation(NamedTuple):
     @property
     def parts(self) -> int:
         """How many records it has: most have one, some are batches."""
-        return 1 if self.count % _BATCH_EVERY else 2 + self.count % (_BATCH_MAX - 1)
+        return 1 if self.call % _BATCH_EVERY else 2 + self.call % (_BATCH_MAX - 1)
 
     @property
     def is_cancellable(self) -> bool:
         """The child may give up waiting for it."""
-        return self.parts == 1 and self.count % _CANCEL_EVERY == 0
+        return self.parts == 1 and self.call % _CANCEL_EVERY == 0
 
     def records(self) -> list[bytes]:
         """Return its records."""
@@ -65,7 +65,7 @@ def record(number: int, part: int) -> bytes:
     operation = Operation.of(number)
     digest = hashlib.blake2b(_HEAD.pack(number, part, operation.parts, 0)).digest()
     length = digest[0] % 200
-    if operation.count % _LARGE_EVERY == 0:
+    if operation.call % _LARGE_EVERY == 0:
         length = _LARGE_BYTES + digest[1]
     body = (digest * (length // len(digest) + 1))[:length]
     return _HEAD.pack(number, part, operation.parts, length) + body

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from storm_child import EXIT_UNAVAILABLE
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CHILD = Path(__file__).with_name("storm_child.py")
 LIVES = 40
 LIVES_PER_LOG = 120
-_PATIENCE_S = 40
+_PATIENCE_S = 100
 VARIANTS = (
     {"commit_path": "auto"},
     {"commit_path": "pwrite"},
@@ -52,10 +52,10 @@ VARIANTS = (
     {"commit_path": "direct"},
     {"driver": "loop"},
 )
-SMALL = {
+SMALL: dict[str, Any] = {
     "segment_bytes": 1 << 20,
     "segment_first_bytes": 256 << 10,
-    "group_bytes_max": 128 << 10,
+    "group_bytes_max": 512 << 10,
     "record_bytes_max": 64 << 10,
 }
 
@@ -101,7 +101,7 @@ class Life:
         status = self.victim.wait(_PATIENCE_S)
         acks = list(read_acks(b"".join(self._parts)))
         self._book.promise(acks)
-        return status, any(ack.index == OPENED for ack in acks)
+        return status, any(ack.number == OPENED for ack in acks)
 
 
 class Storm:
@@ -198,7 +198,7 @@ async def read_back(path: Path, start: int) -> list[Found]:
         found = []
         async for batch in log.read_batches(start):
             found += [identify(item.lsn, item.data) for item in batch]
-        assert log.recovery.damage is None or not log.recovery.damage
+        assert not log.recovery.damage
         return found
 
 
@@ -210,7 +210,7 @@ def run_storm(base: Path, lives: int, seconds: float) -> Counter[str]:
         while storm.tally["lives"] < lives and time.monotonic() < end:
             storm.live_once()
         tally = storm.finish()
-    except (AssertionError, subprocess.TimeoutExpired) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it was, the seed repeats it
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
         )
@@ -222,7 +222,7 @@ def run_storm(base: Path, lives: int, seconds: float) -> Counter[str]:
     return tally
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_sigkill_storm(tmp_path: Path) -> None:
     # Killed at any moment, a log keeps every promise, invents nothing and takes nothing back.
     tally = run_storm(tmp_path, LIVES, 45)

@@ -8,6 +8,8 @@ leaves something open fails.
 
 import ast
 import asyncio
+import builtins
+import dataclasses
 import inspect
 import re
 import types
@@ -15,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import millrace
+from millrace import LogSettings
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted(
@@ -27,7 +32,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def run_page(page: Path) -> int:
     text = page.read_text()
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
     count = 0
     with asyncio.Runner() as runner:
         for match in BLOCK.finditer(text):
@@ -66,3 +71,26 @@ def test_every_page_that_shows_python_is_found() -> None:
     for page in PAGES:
         text = page.read_text()
         assert len(BLOCK.findall(text)) == text.count("```python")
+
+
+def test_the_table_of_settings_is_complete() -> None:
+    # Every setting stands in the table with its real default, and nothing else does.
+    text = (ROOT / "docs/operating.md").read_text()
+    section = text.split("\n## Settings\n")[1].split("\n## ")[0]
+    table = dict(re.findall(r"^\| `(\w+)(?:=?)` \| ([^|]+?) \|", section, re.MULTILINE))
+    assert table == {field.name: shown(field.default) for field in dataclasses.fields(LogSettings)}
+
+
+def shown(default: object) -> str:
+    if isinstance(default, str):
+        return f'`"{default}"`'
+    if isinstance(default, int) and default >= 1 << 20:
+        return f"{default >> 20} MiB"
+    return f"{default:_}".replace("_", " ") if isinstance(default, int) else str(default)
+
+
+def test_the_errors_that_are_named_exist() -> None:
+    # A page sends nobody to catch a class that is not there.
+    named = set(re.findall(r"`(\w+(?:Error|Timeout))`", " ".join(p.read_text() for p in PAGES)))
+    ours = {name for name in dir(millrace) if name.endswith(("Error", "Timeout"))}
+    assert {name for name in named if not hasattr(builtins, name)} <= ours

@@ -17,7 +17,7 @@ from millrace.cli.demo.run import Checked, Demo, DemoError, Options, Outcome
 from millrace.cli.output import Output, command, describe
 from millrace.cli.units import bytes_text, seconds_text
 
-_COLUMNS = ("", "records", "bytes", "records/s", "p50", "p99", "loop lag p99", "lost")
+_COLUMNS = ("", "records", "bytes", "records/s", "p50", "p99", "lag p99", "lost")
 
 
 @click.command()
@@ -141,7 +141,7 @@ def _show(plan: Plan, options: Options, outcome: Outcome, elapsed_s: float, out:
 
 
 def _after_kill(check: Checked) -> str:
-    cut = check.recovery.get("cut_bytes", 0) if isinstance(check.recovery, dict) else 0
+    cut = check.recovery.get("cut_bytes")
     return (
         f"after SIGKILL: reopened in {seconds_text(check.open_s)}, {check.records:,} records, "
         f"{bytes_text(cut or 0)} of torn tail cut, {check.lost} of the acknowledged lost"

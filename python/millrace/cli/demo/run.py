@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from millrace import Log
 from millrace.cli.demo.ledger import Figures, Ledger, now_ns
 from millrace.cli.demo.worker import Job, save_todo
-from millrace.cli.output import describe
+from millrace.cli.output import describe_fields
 from millrace.cli.usual import USUAL_WAYS
 from millrace.testing import Victim
 
@@ -58,7 +58,7 @@ class Checked:
     invented: int = 0
     open_s: float = 0.0
     verify_s: float = 0.0
-    recovery: Any = None
+    recovery: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def is_right(self) -> bool:
@@ -71,9 +71,9 @@ class Outcome:
     """Everything the demonstration found."""
 
     log: Figures
-    usual: list[Figures] = field(default_factory=list)
-    checks: list[Checked] = field(default_factory=list)
-    statistics: Any = None
+    usual: list[Figures] = field(default_factory=list[Figures])
+    checks: list[Checked] = field(default_factory=list[Checked])
+    statistics: dict[str, Any] = field(default_factory=dict[str, Any])
     finished: int = 0
 
     @property
@@ -158,8 +158,8 @@ class Demo:
         began = time.perf_counter()
         async with Log.open(store) as log:
             checked.open_s = time.perf_counter() - began
-            checked.recovery = describe(log.recovery)
-            self.outcome.statistics = describe(log.statistics())
+            checked.recovery = describe_fields(log.recovery)
+            self.outcome.statistics = describe_fields(log.statistics())
             began = time.perf_counter()
             found = array("Q", bytes(8 * self.plan.count))
             with self._progress("verifying", log.last_lsn) as show:

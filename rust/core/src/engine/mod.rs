@@ -113,11 +113,14 @@ pub fn world() -> Result<World> {
     })
 }
 
+/// A disk behind the kernel's ring, and the name of its variant.
+type RingDisk = (Arc<dyn Disk>, &'static str);
+
 /// The ring, if it was asked for and works.
 fn ring_disk(
     clock: Arc<dyn Clock>,
     backend: BackendSetting,
-) -> Result<Option<(Arc<dyn Disk>, &'static str)>, uring::Refusal> {
+) -> Result<Option<RingDisk>, uring::Refusal> {
     if backend == BackendSetting::Threads {
         return Ok(None);
     }
@@ -147,22 +150,19 @@ fn candidates(world: &World, way: WaySetting, backend: BackendSetting) -> Result
         Arc::clone(&world.disk),
         "threads",
     )];
-    match ring {
-        Some((disk, name)) => {
-            let buffered = Candidate::new(CommitPath::RingDsync, Arc::clone(&disk), name);
-            let direct = Candidate::new(CommitPath::Direct, disk, name);
-            all.extend([buffered, direct]);
-        }
-        None => {
-            let clock = Arc::clone(&world.clock);
-            let disk = ThreadsDisk::new(clock).with_durability(Durability::Dsync);
-            let direct = Candidate::new(CommitPath::Direct, Arc::new(disk), "threads");
-            // One thread writes one group at a time.
-            all.push(Candidate {
-                window: 1,
-                ..direct
-            });
-        }
+    if let Some((disk, name)) = ring {
+        let buffered = Candidate::new(CommitPath::RingDsync, Arc::clone(&disk), name);
+        let direct = Candidate::new(CommitPath::Direct, disk, name);
+        all.extend([buffered, direct]);
+    } else {
+        let clock = Arc::clone(&world.clock);
+        let disk = ThreadsDisk::new(clock).with_durability(Durability::Dsync);
+        let direct = Candidate::new(CommitPath::Direct, Arc::new(disk), "threads");
+        // One thread writes one group at a time.
+        all.push(Candidate {
+            window: 1,
+            ..direct
+        });
     }
     all.retain(|candidate| way.admits(candidate.path));
     if all.is_empty() {

@@ -504,6 +504,53 @@ pub fn wakes_and_answers_do_not_hide_each_other(world: &World) {
     assert!(out.iter().all(|done| done.result.is_ok()));
 }
 
+/// Signals that interrupt the owner's waits neither end them early nor lose an answer.
+pub fn signals_do_not_disturb(world: &World) {
+    extern "C" fn nothing(_signal: libc::c_int) {}
+    if !world.real {
+        return;
+    }
+    // SAFETY: installs a handler that does nothing, without SA_RESTART, for a signal that nothing
+    // else here uses; the structure is plain numbers, so zeros are a valid beginning.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        assert_eq!(
+            libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()),
+            0
+        );
+    }
+    let stop = Arc::new(AtomicU64::new(0));
+    // SAFETY: asks for the calling thread's own name.
+    let owner = unsafe { libc::pthread_self() } as usize;
+    let disturber = std::thread::spawn({
+        let stop = stop.clone();
+        move || {
+            while stop.load(Ordering::Acquire) == 0 {
+                // SAFETY: the owner's thread lives until this one is joined.
+                unsafe { libc::pthread_kill(owner as libc::pthread_t, libc::SIGUSR2) };
+                std::thread::yield_now();
+            }
+        }
+    });
+    let mut backend = world.backend();
+    let file = world.file(&mut *backend, "f");
+    for token in 0..24 {
+        let class = [Class::Foreground, Class::Background][token as usize % 2];
+        let op = write(&file, token * 16, filled(16, token as u8), true);
+        backend.submit(request(token, class, op)).unwrap();
+    }
+    let out = finish(&mut *backend);
+    let until = backend.now().after(Duration::from_millis(20));
+    backend.poll(&mut Vec::new(), Wait::Until(until)).unwrap();
+    let in_time = backend.now() >= until;
+    stop.store(1, Ordering::Release);
+    disturber.join().unwrap();
+    assert!(in_time, "a signal ended a wait");
+    assert_eq!(out.len(), 24);
+    assert!(out.iter().all(|done| done.result.is_ok()));
+}
+
 /// A name with a zero, a slash, or one that means a directory is refused before the disk sees it.
 pub fn a_bad_name_is_refused(world: &World) {
     let mut backend = world.backend();
@@ -761,6 +808,7 @@ macro_rules! contract_tests {
             a_wake_before_a_poll_is_kept_once
             no_wake_is_lost_in_a_race
             wakes_and_answers_do_not_hide_each_other
+            signals_do_not_disturb
             a_bad_name_is_refused
             opening_keeps_to_what_was_asked
             a_directory_is_made_when_asked_for

@@ -206,4 +206,10 @@ impl<V> Ticket<V> {
         drop(watchers);
         drop(gone);
     }
+
+    /// How many watchers are waiting.
+    #[cfg(test)]
+    pub(super) fn watchers(&self) -> usize {
+        lock(&self.cell.watchers).len()
+    }
 }

@@ -39,7 +39,8 @@
 mod completion;
 mod consumer;
 mod limits;
-#[cfg(all(test, loom))]
+#[cfg(loom)]
+#[cfg(test)]
 mod loom;
 mod park;
 mod producer;
@@ -48,7 +49,8 @@ mod sequence;
 mod shared;
 mod slot;
 mod statistics;
-#[cfg(all(test, not(loom)))]
+#[cfg(not(loom))]
+#[cfg(test)]
 mod tests;
 
 pub use completion::{Completion, Outcome, Tally, Ticket, completion};

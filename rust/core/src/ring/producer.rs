@@ -142,6 +142,15 @@ impl<T: Weigh + Send> Producer<T> {
         Tally::completion(&self.shared.tally)
     }
 
+    /// Claims slots and leaves them unpublished, as a producer does that is interrupted there.
+    #[cfg(test)]
+    pub(super) fn claim_for_test(&self, count: u64) -> super::slot::Run<'_, T> {
+        match self.shared.claim_behind_queue(count, 0) {
+            Ok(run) => run,
+            Err(shut) => panic!("no room for the test: {shut:?}"),
+        }
+    }
+
     #[inline]
     fn enter_one(&self, entry: T, bytes: usize) -> Result<u64, (T, Shut)> {
         match self.shared.claim_behind_queue(1, bytes) {

@@ -181,23 +181,23 @@ struct UringBackend {
 }
 
 impl UringBackend {
-    /// One poll's work. An error poisons.
+    /// One poll's work. An error poisons. What is staged is submitted by the same call that waits,
+    /// if there is anything to wait for.
     fn turn(&mut self, wait: Wait) -> Result<()> {
         self.prepare_ring()?;
         loop {
             // In this order: what is nudged about after the take is seen by the announcement.
             let woken = self.signal.take();
-            self.advance()?;
-            if let Some(request) = self.calls.pop_front() {
-                self.ready
-                    .push(execute::run(request, Durability::Fdatasync));
-            }
-            self.worker.collect(&mut self.ready);
+            self.reap()?;
+            self.stage();
+            self.work_here()?;
             let left = wait.left(self.clock.now());
-            if woken || !self.ready.is_empty() || left == Some(Duration::ZERO) {
-                return Ok(());
-            }
-            if !self.calls.is_empty() || !self.signal.announce() {
+            let over = woken || !self.ready.is_empty() || left == Some(Duration::ZERO);
+            if over || self.has_more() || !self.signal.announce() {
+                self.advance()?;
+                if over || !self.ready.is_empty() {
+                    return Ok(());
+                }
                 continue;
             }
             let slept = self.sleep(left);
@@ -209,6 +209,24 @@ impl UringBackend {
                 return Ok(());
             }
         }
+    }
+
+    /// Carries out one plain call, after what is staged is on its way, and collects what the
+    /// worker did.
+    fn work_here(&mut self) -> Result<()> {
+        if let Some(request) = self.calls.pop_front() {
+            self.advance()?;
+            self.ready
+                .push(execute::run(request, Durability::Fdatasync));
+        }
+        self.worker.collect(&mut self.ready);
+        Ok(())
+    }
+
+    /// Whether there is something to do before a sleep.
+    fn has_more(&self) -> bool {
+        let background = !self.background_in_ring && !self.background.is_empty();
+        background || !(self.fresh.is_empty() && self.again.is_empty() && self.calls.is_empty())
     }
 
     /// Stages, submits and reaps until there is nothing to do but wait.

@@ -161,6 +161,132 @@ fn one_request_without_answer_delays_no_other() {
 }
 
 #[test]
+fn more_answers_than_room_are_all_taken() {
+    // The kernel keeps what finds no room among the completions; and as an overflow ends the
+    // watch on the bell, a wake must still be heard after it.
+    const COUNT: u64 = 300;
+    let mut disk = disk().with_capacity(512);
+    disk.setup.entries = 4;
+    let mut backend = disk.open().unwrap();
+    let mut writers = Vec::new();
+    for token in 0..COUNT {
+        let (op, writer) = endless_read(1);
+        backend.submit(foreground(token, op)).unwrap();
+        writers.push(writer);
+    }
+    let mut out = Vec::new();
+    for _ in 0..3 {
+        backend.poll(&mut out, Wait::Never).unwrap();
+        backend.waker().wake();
+    }
+    for writer in &mut writers {
+        io::Write::write_all(writer, b"x").unwrap();
+        backend.waker().wake();
+    }
+    out.append(&mut finish(&mut backend));
+    assert_eq!(out.len() as u64, COUNT);
+    assert!(out.iter().all(|done| done.result.is_ok()));
+    for _ in 0..3 {
+        let far = backend.now().after(Duration::from_secs(60));
+        let waker = backend.waker();
+        let talker = std::thread::spawn(move || waker.wake());
+        backend.poll(&mut out, Wait::Until(far)).unwrap();
+        assert!(backend.now() < far);
+        talker.join().unwrap();
+    }
+}
+
+#[test]
+fn a_killed_writer_is_over_once_its_lock_is_free() {
+    // After SIGKILL and wait, the kernel may still carry out the dead process's writes; the lock
+    // its ring held stays taken until the last of them, so who gets the lock is alone.
+    const LENGTH: usize = 1 << 20;
+    let clock = Arc::new(SystemClock::new());
+    for _ in 0..3 {
+        let place = Place::new("zombie");
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "uring::tests::own_process_endless_writer",
+                "--ignored",
+            ])
+            .arg("--nocapture")
+            .env("MILLRACE_TEST_DIRECTORY", place.path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut backend = UringDisk::new(clock.clone()).open().unwrap();
+        let mut io = Blocking::new(&mut backend);
+        let dir = io.open_dir(place.path(), false).unwrap();
+        let deadline = io.now().after(Duration::from_secs(30));
+        while !place.path().join("busy").exists() {
+            assert!(io.now() < deadline && child.try_wait().unwrap().is_none());
+            io.sleep(Duration::from_millis(1)).unwrap();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let lock = io.open(&dir, "LOCK", Access::WRITE).unwrap();
+        while let Err(error) = io.lock(&lock) {
+            assert_eq!(error.kind(), ErrorKind::Locked);
+            assert!(io.now() < deadline, "the lock is never given back");
+            io.sleep(Duration::from_millis(1)).unwrap();
+        }
+        let file = io.open(&dir, "f", Access::WRITE).unwrap();
+        let mut mine = Buffer::zeroed(8 * LENGTH);
+        mine.fill(0x11);
+        let mine = io.write(&file, 0, 8 * LENGTH, mine, true).unwrap();
+        io.sleep(Duration::from_millis(50)).unwrap();
+        io.drop_cache(&file).unwrap();
+        let (_, there) = io
+            .read(&file, 0, 8 * LENGTH, Buffer::zeroed(8 * LENGTH))
+            .unwrap();
+        assert!(
+            there[..] == mine[..],
+            "a dead process wrote after its lock was free"
+        );
+    }
+}
+
+#[test]
+#[ignore = "writes until it is killed; run by the test above"]
+fn own_process_endless_writer() {
+    // See `a_killed_writer_is_over_once_its_lock_is_free`.
+    const LENGTH: usize = 1 << 20;
+    let Some(path) = std::env::var_os("MILLRACE_TEST_DIRECTORY") else {
+        return;
+    };
+    let mut backend = disk().open().unwrap();
+    let mut io = Blocking::new(&mut backend);
+    let dir = io.open_dir(path.as_ref(), false).unwrap();
+    let lock = io.open(&dir, "LOCK", Access::CREATE).unwrap();
+    io.lock(&lock).unwrap();
+    io.hold(&lock).unwrap();
+    let file = match io.open(&dir, "f", Access::CREATE.direct(true)) {
+        Ok(file) => file,
+        Err(_) => io.open(&dir, "f", Access::CREATE).unwrap(),
+    };
+    let mut out = Vec::new();
+    for token in 0..1_000_000 {
+        let op = Op::Write {
+            file: file.clone(),
+            offset: (token % 8) * LENGTH as u64,
+            length: LENGTH,
+            buffer: Buffer::zeroed(LENGTH),
+            sync: false,
+        };
+        backend.submit(foreground(token, op)).unwrap();
+        if token == 64 {
+            std::fs::write(std::path::Path::new(&path).join("busy"), b"").unwrap();
+        }
+        while backend.in_flight() >= 64 {
+            backend.poll(&mut out, Wait::Forever).unwrap();
+            out.clear();
+        }
+    }
+}
+
+#[test]
 fn shutdown_cancels_what_would_never_be_answered() {
     // Without a budget shutdown waits for the kernel, and cancelling makes the kernel answer.
     let mut backend = disk().open().unwrap();
@@ -180,72 +306,90 @@ fn shutdown_cancels_what_would_never_be_answered() {
     }
 }
 
+/// Whether every page from `start` on is mapped.
+fn is_mapped(start: usize, length: usize) -> bool {
+    let mut pages = vec![0u8; length / BLOCK];
+    let address = std::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: only looks up the range, and writes one byte for each page of it.
+    unsafe { libc::mincore(address, length, pages.as_mut_ptr()) == 0 }
+}
+
 #[test]
 fn what_shutdown_leaves_behind_is_never_reused() {
-    // Direct reads go on after the ring is closed. Their buffers are leaked and counted, so memory
-    // taken after the shutdown keeps its bytes.
+    // Direct reads go on after the ring is closed. Their buffers are leaked and counted: the
+    // memory stays where it is, nobody else gets it, and what others get keeps its bytes.
     const LENGTH: usize = 1 << 20;
     const COUNT: usize = 48;
     let place = Place::new("leak");
     let mut backend = disk().open().unwrap();
     let file = file_in(&place, &mut backend, "f", Access::CREATE);
-    for index in 0..COUNT {
-        let buffer = Buffer::zeroed(LENGTH);
-        let mut io = Blocking::new(&mut backend);
-        io.write(&file, (index * LENGTH) as u64, LENGTH, buffer, false)
-            .unwrap();
-    }
-    Blocking::new(&mut backend).sync(&file).unwrap();
-    let mut left = Leftovers::default();
-    for _round in 0..10 {
-        let mut backend = disk().open().unwrap();
-        let Ok(file) = ({
-            let mut io = Blocking::new(&mut backend);
-            let dir = io.open_dir(place.path(), false).unwrap();
-            io.open(&dir, "f", Access::READ.direct(true))
-        }) else {
+    backend
+        .submit(foreground(0, write(&file, COUNT * LENGTH)))
+        .unwrap();
+    finish(&mut backend);
+    let mut io = Blocking::new(&mut backend);
+    let dir = io.open_dir(place.path(), false).unwrap();
+    let Ok(file) = io.open(&dir, "f", Access::READ.direct(true)) else {
+        return;
+    };
+    let mut left = 0;
+    for _round in 0..20 {
+        left += leave_reads_behind(&file, COUNT, LENGTH);
+        if left > 0 {
             return;
-        };
-        for index in 0..COUNT {
-            let op = Op::Read {
-                file: file.clone(),
-                offset: (index * LENGTH) as u64,
-                length: LENGTH,
-                buffer: Buffer::zeroed(LENGTH),
-            };
-            backend.submit(foreground(index as u64, op)).unwrap();
         }
-        let mut out = Vec::new();
-        backend.poll(&mut out, Wait::Never).unwrap();
-        let this = backend.shutdown(Some(Duration::ZERO));
-        backend.poll(&mut out, Wait::Never).unwrap();
-        assert_eq!(out.len() as u64 + this.requests, COUNT as u64);
-        assert_eq!(this.bytes, this.requests * LENGTH as u64);
-        drop((backend, out));
-        let mut fresh: Vec<Buffer> = (0..COUNT).map(|_| Buffer::zeroed(LENGTH)).collect();
-        for buffer in &mut fresh {
-            buffer.fill(0xa5);
-        }
-        // By the time the same bytes were read once more, the reads left behind are over.
-        let mut other = disk().open().unwrap();
-        let mut io = Blocking::new(&mut other);
-        for index in 0..COUNT {
-            let offset = (index * LENGTH) as u64;
-            io.read(&file, offset, LENGTH, Buffer::zeroed(LENGTH))
-                .unwrap();
-        }
-        for buffer in &fresh {
-            assert!(
-                buffer.iter().all(|byte| *byte == 0xa5),
-                "written after shutdown"
-            );
-        }
-        left.requests += this.requests;
     }
-    assert!(
-        left.requests > 0,
-        "the kernel was too fast for this test to say anything"
-    );
+    panic!("the kernel was too fast for this test to say anything");
+}
+
+fn leave_reads_behind(file: &File, count: usize, length: usize) -> u64 {
+    let mut backend = disk().open().unwrap();
+    let mut places = Vec::new();
+    for index in 0..count {
+        let buffer = Buffer::zeroed(length);
+        places.push(buffer.as_ptr() as usize);
+        let op = Op::Read {
+            file: file.clone(),
+            offset: (index * length) as u64,
+            length,
+            buffer,
+        };
+        backend.submit(foreground(index as u64, op)).unwrap();
+    }
+    let mut out = Vec::new();
+    backend.poll(&mut out, Wait::Never).unwrap();
+    let left = backend.shutdown(Some(Duration::ZERO));
+    backend.poll(&mut out, Wait::Never).unwrap();
+    assert_eq!(out.len() as u64 + left.requests, count as u64);
+    assert_eq!(left.bytes, left.requests * length as u64);
+    for done in &out {
+        let back = done.buffer.as_ref().unwrap().as_ptr() as usize;
+        places.retain(|place| *place != back);
+    }
+    drop((backend, out));
+    let mut expected = Buffer::zeroed(length);
+    expected.fill(0xa5);
+    let mut fresh: Vec<Buffer> = (0..count).map(|_| Buffer::zeroed(length)).collect();
+    for buffer in &mut fresh {
+        buffer.copy_from_slice(&expected);
+        let start = buffer.as_ptr() as usize;
+        let apart = |place: &usize| place.abs_diff(start) >= length;
+        assert!(
+            places.iter().all(apart),
+            "a buffer in flight was given away"
+        );
+    }
+    for place in places {
+        assert!(is_mapped(place, length), "a buffer in flight was unmapped");
+    }
+    // By the time the same bytes were read once more, the reads left behind are over.
+    let mut other = disk().open().unwrap();
+    let buffer = Buffer::zeroed(count * length);
+    let mut io = Blocking::new(&mut other);
+    io.read(file, 0, count * length, buffer).unwrap();
+    let kept = fresh.iter().all(|buffer| buffer[..] == expected[..]);
+    assert!(kept, "memory was written after the shutdown");
+    left.requests
 }
 
 #[test]
@@ -399,6 +543,42 @@ fn a_forked_child_has_no_part_in_the_ring() {
     let mut other = disk().open().unwrap();
     let again = file_in(&place, &mut other, "LOCK", Access::WRITE);
     Blocking::new(&mut other).lock(&again).unwrap();
+    drop(end);
+    // SAFETY: `pid` is our child; no status is asked for.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+}
+
+#[test]
+fn a_forked_child_does_not_keep_a_dead_ring() {
+    // The parent's ring goes without being told to let go, as when the parent is killed; a child
+    // that lives on must not keep the ring, and with it the lock.
+    let place = Place::new("fork-ring");
+    let mut backend = disk().open().unwrap();
+    let lock = file_in(&place, &mut backend, "LOCK", Access::CREATE);
+    Blocking::new(&mut backend).lock(&lock).unwrap();
+    backend.hold(&lock).unwrap();
+    let (mut told, tell) = io::pipe().unwrap();
+    let (mut wait, end) = io::pipe().unwrap();
+    // SAFETY: the child uses two pipes and exits without running anything of the harness.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        drop(end);
+        let _ = io::Write::write_all(&mut &tell, b"x");
+        let _ = io::Read::read(&mut wait, &mut [0]);
+        // SAFETY: see above.
+        unsafe { libc::_exit(0) }
+    }
+    io::Read::read_exact(&mut told, &mut [0]).unwrap();
+    backend.ring = None;
+    drop((backend, lock));
+    let mut other = disk().open().unwrap();
+    let again = file_in(&place, &mut other, "LOCK", Access::WRITE);
+    let mut io = Blocking::new(&mut other);
+    let deadline = io.now().after(Duration::from_secs(10));
+    while io.lock(&again).is_err() {
+        assert!(io.now() < deadline, "the child keeps the ring");
+        io.sleep(Duration::from_millis(1)).unwrap();
+    }
     drop(end);
     // SAFETY: `pid` is our child; no status is asked for.
     unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };

@@ -250,7 +250,11 @@ fn begin_segment(
 fn tidy_up(io: &mut Blocking<'_>, dir: &File, recovered: &Recovered) -> Result<()> {
     let names = || recovered.superseded.iter().chain(&recovered.leftovers);
     for name in names() {
-        io.unlink(dir, name)?;
+        match io.unlink(dir, name) {
+            // A leftover whose name this open has used itself, for its probe or its new segment.
+            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            outcome => outcome?,
+        }
     }
     if names().next().is_some() {
         io.sync_dir(dir)?;

@@ -110,7 +110,7 @@ impl LogSettings {
                 "group_bytes_max must be at most 1 GiB",
             ),
             (
-                self.segment_bytes <= u64::from(u32::MAX),
+                u32::try_from(self.segment_bytes).is_ok(),
                 "segment_bytes must be below 4 GiB",
             ),
             (self.ring_entries > 0, "ring_entries must be at least 1"),
@@ -138,7 +138,7 @@ impl LogSettings {
                 "segment_first_bytes must lie between four blocks and segment_bytes",
             ));
         }
-        if self.segment_bytes % block != 0 || first % block != 0 {
+        if !self.segment_bytes.is_multiple_of(block) || !first.is_multiple_of(block) {
             return Err(Error::invalid(
                 "segment_bytes and segment_first_bytes must be multiples of block_bytes",
             ));

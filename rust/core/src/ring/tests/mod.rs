@@ -1,12 +1,24 @@
 //! The ring's own promises: what a single thread can see, and what a crowd must not break.
 
+mod answers;
 mod basics;
+mod crowd;
+mod model;
+mod queue;
+mod rest;
 
-use super::{Consumer, Entries, Limits, Parker, Producer, Refusal, Weigh, ring, ring_at};
-use crate::sync::{Wake, Waker};
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
+};
+
+use super::{
+    Admission, AdmissionState, Backpressure, Bound, Claim, Consumer, Entries, Limits, Parker,
+    Producer, Refusal, Rest, Weigh, completion, ring, ring_at,
+};
+use crate::{
+    Error, ErrorKind,
+    sync::{Wake, Waker},
 };
 
 /// An entry that weighs what it is told to.
@@ -81,4 +93,17 @@ fn drain_all(consumer: &mut Consumer<Item>) -> Vec<u64> {
     let mut drained = Vec::new();
     consumer.drain(usize::MAX, |item| drained.push(item.number));
     drained
+}
+
+/// Queues behind a full ring.
+fn queue_up(
+    producer: &Producer<Item>,
+    entries: Entries<Item>,
+    waker: Waker,
+) -> Arc<Admission<Item>> {
+    match producer.append_or_queue(entries, waker) {
+        Ok(Claim::Later(admission)) => admission,
+        Ok(Claim::Now(position)) => panic!("entered at {position} instead of queueing"),
+        Err(refused) => panic!("refused: {}", refused.reason),
+    }
 }

@@ -35,6 +35,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use crate::{
     clock::{Clock, Mono},
+    codec::align_up,
     error::{Error, ErrorKind},
     ids::Lsn,
     io::{Backend, Buffer, Class, File, Finished, Op, Request, Token, Wait},
@@ -476,15 +477,17 @@ impl Committer {
         }
     }
 
-    /// A buffer that came back and is large enough, without being wastefully large.
+    /// A buffer that came back and is large enough for a frame of `bytes`, without being wastefully
+    /// large. What fits nothing lately goes, oldest first.
     fn spare(&mut self, bytes: usize) -> Option<Buffer> {
-        let wanted = bytes + self.shared.settings.block_bytes;
+        let block = u64::from(self.active.writer.header().limits.block_bytes);
+        let wanted = align_up(bytes as u64, block) as usize;
         let fits = |buffer: &Buffer| {
             buffer.len() >= wanted && buffer.len() <= SPARE_BYTES_MIN.max(SPARE_WASTE_MAX * wanted)
         };
         let found = self.spare.iter().position(fits);
-        if found.is_none() {
-            self.spare.truncate(self.window);
+        if found.is_none() && self.spare.len() >= self.window {
+            self.spare.remove(0);
         }
         found.map(|at| self.spare.swap_remove(at))
     }

@@ -203,7 +203,7 @@ fn what_is_left_of_a_segment_without_its_beginning_is_not_kept() {
     let disk = builder.disk.copy();
     let (_, offset, ..) = builder.frames[0];
     disk.edit(&segment_name(SegmentId(1)), |bytes| {
-        bytes[offset as usize] ^= 1
+        bytes[offset as usize] ^= 1;
     });
     let report = repaired(&disk);
     assert_eq!(
