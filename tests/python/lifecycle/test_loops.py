@@ -148,21 +148,23 @@ def test_a_loop_dropped_with_appends_under_way(directory: Path, held: LogSetting
     # A loop that is closed while tasks wait is garbage, with its futures and tasks.
     log = _open(directory, held)
     loop = asyncio.new_event_loop()
-    future = None
+    loop.set_exception_handler(lambda *_: None)
+    left: list[weakref.ref[Any]] = []
+
+    async def inside() -> None:
+        await log.append(b"x")
 
     async def leave() -> None:
-        nonlocal future
-        operation = log.append(b"x")
-        future = weakref.ref(operation.__await__().send(None))
+        for task in (asyncio.create_task(log.append(b"x")), asyncio.create_task(inside())):
+            left.append(weakref.ref(task))
+        await asyncio.sleep(0)
 
     loop.run_until_complete(leave())
     loop.close()
-    reference = weakref.ref(loop)
+    left.append(weakref.ref(loop))
     del loop
     gc.collect()
-    assert reference() is None
-    assert future is not None
-    assert future() is None
+    assert [reference() for reference in left] == [None, None, None]
     assert log.close_within(10.0)
 
 

@@ -27,6 +27,10 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
         "compares what the thread's dictionary says about the running loop",
     ),
     (
+        "rust/bind/src/record.rs",
+        "takes records, which can be in no cycle, from the collector",
+    ),
+    (
         "rust/core/src/engine/mod.rs",
         "asks the kernel for the random id of a new log",
     ),
