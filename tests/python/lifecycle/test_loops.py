@@ -155,8 +155,8 @@ def test_a_loop_dropped_with_appends_under_way(directory: Path, held: LogSetting
         await log.append(b"x")
 
     async def leave() -> None:
-        for task in (asyncio.create_task(log.append(b"x")), asyncio.create_task(inside())):
-            left.append(weakref.ref(task))
+        tasks = (asyncio.create_task(log.append(b"x")), asyncio.create_task(inside()))
+        left.extend(weakref.ref(task) for task in tasks)
         await asyncio.sleep(0)
 
     loop.run_until_complete(leave())
