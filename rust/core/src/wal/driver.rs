@@ -85,11 +85,13 @@ fn drive(committer: &mut Committer, backend: &mut dyn Backend) {
 }
 
 /// In this order: nothing in flight, the ring lets go, the lock is given back explicitly (else it
-/// stays busy until the kernel has torn the ring down), then the ring goes.
+/// stays busy until the kernel has torn the ring down), then the ring goes. What the kernel may
+/// still write keeps the lock: nobody else may open the log before it has landed.
 fn release(backend: &mut Box<dyn Backend>, lock: &File) {
-    backend.shutdown(None);
-    backend.let_go();
-    if backend.in_flight() == 0 {
-        let _only_a_hint = Blocking::new(&mut **backend).unlock(lock);
+    let leftovers = backend.shutdown(None);
+    if leftovers.requests > 0 || backend.in_flight() > 0 {
+        return;
     }
+    backend.let_go();
+    let _only_a_hint = Blocking::new(&mut **backend).unlock(lock);
 }
