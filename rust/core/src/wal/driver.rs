@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    io::{Backend, Blocking, Disk, File},
+    io::{self, Backend, Blocking, Disk, File},
     sync::Arc,
 };
 
@@ -32,6 +32,7 @@ pub(crate) fn spawn(
     let thread = thread::Builder::new()
         .name("millrace-log".to_owned())
         .spawn(move || {
+            io::wake_on_time();
             let mut backend = match begin(&*disk, &committer, &lock) {
                 Ok(backend) => backend,
                 Err(error) => {
