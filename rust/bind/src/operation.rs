@@ -28,6 +28,7 @@ use millrace_core::{
     },
 };
 use pyo3::{
+    PyTraverseError, PyVisit,
     exceptions::{PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyTypeError},
     intern,
     prelude::*,
@@ -63,6 +64,8 @@ pub enum Source {
         log: Arc<Shared>,
         level: Level,
         pending: Arc<PendingAppend>,
+        /// The order of the calls, which may not be that of the awaits.
+        number: u64,
         value: Value,
     },
     /// A job on a worker.
@@ -218,8 +221,9 @@ fn start(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
             log,
             level,
             pending,
+            number,
             value,
-        } => start_line(py, log, level, pending, value),
+        } => start_line(py, log, level, (pending, number), value),
         Source::Job(hole) => {
             if let Some(answer) = hole.take() {
                 return Ok(Step::Ready(answer(py)?.into_bound(py)));
@@ -261,7 +265,7 @@ fn start_line(
     py: Python<'_>,
     log: Arc<Shared>,
     level: Level,
-    pending: Arc<PendingAppend>,
+    (pending, number): (Arc<PendingAppend>, u64),
     value: Value,
 ) -> PyResult<Step<'_>> {
     match pending.state() {
@@ -269,7 +273,7 @@ fn start_line(
         Pending::Failed(failed) => Err(error::raise(py, &failed)),
         Pending::Waiting => {
             let here = loops::here(py)?;
-            let (number, port) = (log.next_call(), Arc::clone(here.port()));
+            let port = Arc::clone(here.port());
             let future = here.future.clone().unbind();
             let queued = Queued {
                 pending: Arc::clone(&pending),
@@ -361,6 +365,26 @@ impl Operation {
         item: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyGenericAlias>> {
         PyGenericAlias::new(class.py(), class.as_any(), item)
+    }
+
+    /// A task that steps an operation is held by it, by way of the future: a cycle when the loop
+    /// is gone.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // The collector runs on a thread that may hold the state; then nothing is garbage yet.
+        let Ok(state) = self.state.try_lock() else {
+            return Ok(());
+        };
+        match &*state {
+            State::Fresh(Source::Known(held))
+            | State::Begun(Source::Known(held))
+            | State::Waiting { future: held, .. }
+            | State::Yielded(held) => visit.call(held),
+            State::Fresh(_) | State::Begun(_) | State::Spent => Ok(()),
+        }
+    }
+
+    fn __clear__(&self) {
+        drop(self.take());
     }
 
     fn __repr__(&self) -> String {

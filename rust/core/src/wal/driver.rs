@@ -87,9 +87,11 @@ fn drive(committer: &mut Committer, backend: &mut dyn Backend) {
 /// In this order: nothing in flight, the ring lets go, the lock is given back explicitly (else it
 /// stays busy until the kernel has torn the ring down), then the ring goes.
 fn release(backend: &mut Box<dyn Backend>, lock: &File) {
-    backend.shutdown(None);
-    backend.let_go();
     if backend.in_flight() == 0 {
+        backend.let_go();
+        // A process that is being started by another thread may hold a copy of the descriptor.
         let _only_a_hint = Blocking::new(&mut **backend).unlock(lock);
     }
+    backend.shutdown(None);
+    backend.let_go();
 }
