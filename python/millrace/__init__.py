@@ -29,3 +29,6 @@ from .settings import LogSettings as LogSettings
 from .types import Damage as Damage
 from .types import LogStatistics as LogStatistics
 from .types import RecoveryReport as RecoveryReport
+from .types import RepairReport as RepairReport
+from .types import SegmentReport as SegmentReport
+from .types import VerifyReport as VerifyReport

@@ -20,6 +20,8 @@ __all__ = [
     "backend_info",
     "check_settings",
     "open_log",
+    "repair_log",
+    "verify_log",
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -35,9 +37,11 @@ class Operation(Coroutine[Any, Any, _T_co], Generic[_T_co]):
     `TaskGroup`, `gather`, `wait_for` or `shield`. Dropping it does not stop what it started.
     """
 
+    @property
+    def __name__(self) -> str: ...
+    @property
+    def __qualname__(self) -> str: ...
     def __await__(self) -> Generator[Any, Any, _T_co]: ...
-    def __iter__(self) -> Self: ...
-    def __next__(self) -> object: ...
     def send(self, value: object, /) -> object: ...
     def throw(
         self,
@@ -249,6 +253,12 @@ class Log:
 
 def open_log(path: str, settings: LogSettings, read_only: bool) -> Operation[Log]:
     """Open the log in *path* on a worker thread."""
+
+def verify_log(path: str) -> Operation[dict[str, Any]]:
+    """Read every byte of a log; the result has the fields of `VerifyReport`."""
+
+def repair_log(path: str, lock_timeout_s: float) -> Operation[dict[str, Any]]:
+    """Repair a log; the result has the fields of `RepairReport`."""
 
 def backend_info(name: str) -> tuple[str, str, str]:
     """Return the backend that would be used, why it is not the ring, and what helps."""

@@ -1,7 +1,7 @@
 //! The Python face of the engine: extract, call, convert.
 //!
 //! ```text
-//! log, open, reader, ticket      what Python calls
+//! log, open, check, reader, ticket   what Python calls
 //! operation                      what an asynchronous call returns
 //! loops, lines, jobs, queue      who waits for what, and where
 //! shared                         what the handles of one log have in common
@@ -9,7 +9,11 @@
 //! door                           the only way in and out of the interpreter
 //! ```
 
+// Documentation of what Python sees is written the way Python writes it.
+#![allow(clippy::doc_markdown)]
+
 mod buffer;
+mod check;
 mod door;
 mod error;
 mod jobs;
@@ -30,6 +34,7 @@ mod ticket;
 mod _core {
     #[pymodule_export]
     use super::{
+        check::{repair_log, verify_log},
         log::Log,
         open::{backend_info, check_settings, open_log},
         operation::Operation,
@@ -42,6 +47,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::door::admit(module.py())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

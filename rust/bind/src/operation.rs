@@ -74,7 +74,10 @@ pub enum Source {
     Known(Py<PyAny>),
 }
 
-/// An operation under way.
+/// An operation under way: started by the call that returned it, awaited once.
+///
+/// It is a coroutine as far as asyncio is concerned: await it, or give it to `create_task`,
+/// `TaskGroup`, `gather`, `wait_for` or `shield`. Dropping it does not stop what it started.
 #[pyclass(frozen, module = "millrace._core")]
 pub struct Operation {
     name: &'static str,
@@ -153,12 +156,14 @@ impl Operation {
                 }
                 Step::Wait(future, line) => self.wait_for(future, line),
             },
-            State::Waiting { future, .. } => {
-                let future = future.bind(py);
-                if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
-                    return Err(PyRuntimeError::new_err("await wasn't used with future"));
+            State::Waiting { future, line } => {
+                let waited = future.bind(py);
+                if waited.call_method0(intern!(py, "done"))?.is_truthy()? {
+                    let result = waited.call_method0(intern!(py, "result"))?;
+                    return Err(stop(result.unbind()));
                 }
-                Err(stop(future.call_method0(intern!(py, "result"))?.unbind()))
+                self.put(State::Waiting { future, line });
+                Err(PyRuntimeError::new_err("await wasn't used with future"))
             }
             State::Yielded(value) => Err(stop(value)),
             State::Spent => Err(self.spent()),
@@ -335,10 +340,6 @@ impl Operation {
         self.step(py)
     }
 
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
     #[pyo3(signature = (kind, value = None, traceback = None))]
     fn throw(
         &self,
@@ -385,6 +386,18 @@ impl Operation {
 
     fn __clear__(&self) {
         drop(self.take());
+    }
+
+    /// What asyncio shows in the representation of a task.
+    #[getter]
+    fn __name__(&self) -> &'static str {
+        self.name
+    }
+
+    /// The same.
+    #[getter]
+    fn __qualname__(&self) -> &'static str {
+        self.name
     }
 
     fn __repr__(&self) -> String {

@@ -10,10 +10,13 @@ use pyo3::{
 /// One record of a log.
 #[pyclass(frozen, module = "millrace._core")]
 pub struct Record {
+    /// Its position in the log; the first record is 1.
     #[pyo3(get)]
     lsn: u64,
+    /// Its bytes.
     #[pyo3(get)]
     data: Py<PyBytes>,
+    /// When its group was written, in nanoseconds since 1970, UTC. May step back.
     #[pyo3(get)]
     timestamp: i64,
 }

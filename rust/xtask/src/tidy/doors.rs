@@ -15,6 +15,10 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
         "copies out of an exported Python buffer",
     ),
     (
+        "rust/bind/src/door.rs",
+        "asks which interpreter this thread is attached to",
+    ),
+    (
         "rust/bind/src/jobs.rs",
         "one pool of workers per process, never freed",
     ),
