@@ -173,7 +173,7 @@ def test_a_task_of_a_closed_loop_is_garbage(directory: Path, held: LogSettings) 
 
     async def leave() -> weakref.ref[asyncio.Task[int]]:
         task = asyncio.create_task(log.append(b"x"))
-        task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
         await asyncio.sleep(0)
         return weakref.ref(task)
 
