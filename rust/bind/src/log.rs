@@ -350,13 +350,13 @@ fn claimed_by(
             }
         }
         Ok(Claimed::Later(pending)) => {
-            let (number, pending) = (log.next_call(), Arc::new(pending));
+            let (pending, number) = (Arc::new(pending), log.next_call());
             Source::InLine {
                 log,
                 level,
                 pending,
-                number,
                 value,
+                number,
             }
         }
         Err(failed) => return Err(error::raise(py, &failed)),
