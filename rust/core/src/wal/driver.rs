@@ -93,9 +93,11 @@ fn release(backend: &mut Box<dyn Backend>, lock: &File) {
         backend.let_go();
         // A process that is being started by another thread may hold a copy of the descriptor.
         let _only_a_hint = Blocking::new(&mut **backend).unlock(lock);
+        backend.shutdown(None);
+        return;
     }
     let leftovers = backend.shutdown(None);
-    if leftovers.requests == 0 && backend.in_flight() == 0 {
+    if leftovers.requests == 0 {
         backend.let_go();
     }
 }
