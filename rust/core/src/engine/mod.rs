@@ -169,11 +169,12 @@ fn candidates(world: &World, way: WaySetting, backend: BackendSetting) -> Result
             ..direct
         });
     }
-    all.retain(|candidate| way.admits(candidate.path));
+    let on_ring_only = matches!(backend, BackendSetting::Uring | BackendSetting::UringPlain);
+    all.retain(|one| way.admits(one.path) && !(on_ring_only && one.backend == "threads"));
     if all.is_empty() {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            "commit_path ring_dsync needs the ring, and the backend is forced to threads",
+        return Err(Error::invalid(
+            "commit_path and backend contradict each other: ring_dsync needs the ring, pwrite needs \
+             threads",
         ));
     }
     Ok(all)

@@ -10,7 +10,7 @@ use crate::{
     fork::Origin as Process,
     ids::Lsn,
     port::Watch,
-    ring::{Admission, AdmissionState, Claim, Entries, Producer, Refusal},
+    ring::{Admission, AdmissionState, Bound, Claim, Entries, Producer, Refusal},
     sync::{Arc, AtomicBool, Mutex, Ordering, Wake, lock},
 };
 
@@ -137,12 +137,11 @@ impl Shared {
             )
             .with("ring_entries", self.settings.ring_entries as i64)
             .with("ring_bytes", self.settings.ring_bytes as i64),
-            Refusal::TooLarge { .. } => Error::new(
-                ErrorKind::TooLarge,
-                "more than ring_entries or ring_bytes can ever hold",
-            )
-            .with("ring_entries", self.settings.ring_entries as i64)
-            .with("ring_bytes", self.settings.ring_bytes as i64),
+            Refusal::TooLarge {
+                bound,
+                asked,
+                allowed,
+            } => too_large(limit_name(bound), asked, allowed),
             Refusal::Closed => closed(),
         }
     }
@@ -163,10 +162,21 @@ impl Shared {
     }
 }
 
+/// The setting that a limit of the ring comes from.
+fn limit_name(bound: Bound) -> &'static str {
+    match bound {
+        Bound::Entries => "ring_entries",
+        Bound::Bytes => "ring_bytes",
+        Bound::EntryBytes => "record_bytes_max",
+    }
+}
+
 fn too_large(limit: &'static str, found: usize, allowed: usize) -> Error {
     Error::new(
         ErrorKind::TooLarge,
-        format!("{found} bytes are more than {limit} allows ({allowed})"),
+        format!(
+            "{found} is more than {limit} allows ({allowed}), and waiting will not change that"
+        ),
     )
     .with_text("limit", limit)
     .with("found", found as i64)

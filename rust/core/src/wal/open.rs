@@ -140,10 +140,7 @@ pub(crate) fn open_read_only(
 
 /// The answer to every change of a log that was opened to read.
 pub(crate) fn read_only() -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        "the log was opened with read_only; open it without to change it",
-    )
+    Error::invalid("the log was opened with read_only; open it without to change it")
 }
 
 fn make_ring(settings: &LogSettings) -> Result<(ring::Producer<Entry>, ring::Consumer<Entry>)> {

@@ -75,6 +75,8 @@ pub(crate) struct Preparer {
     buffered: bool,
     zeros: Option<Buffer>,
     busy: bool,
+    /// No further step is taken: the log is closing or has failed.
+    is_stopped: bool,
 }
 
 impl Preparer {
@@ -85,6 +87,7 @@ impl Preparer {
             buffered: false,
             zeros: None,
             busy: false,
+            is_stopped: false,
         }
     }
 
@@ -102,6 +105,11 @@ impl Preparer {
             step: Step::Open,
         };
         self.submit(backend, token);
+    }
+
+    /// Lets the step in flight finish and takes no other one.
+    pub(crate) fn stop(&mut self) {
+        self.is_stopped = true;
     }
 
     /// Takes the prepared segment, if it is ready.
@@ -152,6 +160,11 @@ impl Preparer {
         else {
             return;
         };
+        if self.is_stopped {
+            let error = Error::new(crate::ErrorKind::Closed, "the log is closing");
+            self.state = State::Failed { plan, error };
+            return;
+        }
         self.state = self.next(plan, file, step, finished.result);
         if matches!(self.state, State::Working { .. }) {
             self.submit(backend, token);

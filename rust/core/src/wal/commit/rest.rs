@@ -44,6 +44,7 @@ impl Committer {
         let drained = self.consumer.is_finished() && self.flights.is_empty();
         if self.closing == Closing::Draining && drained && self.rotation.is_none() {
             self.closing = Closing::Marking;
+            self.preparer.stop();
             self.mark_close(backend);
         }
     }
@@ -51,6 +52,7 @@ impl Committer {
     /// After a failure: nothing new, nothing acknowledged; wait for the kernel's last words.
     pub(super) fn wind_down(&mut self, backend: &mut dyn Backend) -> Next {
         self.flights.clear();
+        self.preparer.stop();
         self.consumer.drain(usize::MAX, drop);
         if backend.in_flight() > 0 && !self.broken {
             return Next::Wait(Wait::Forever);
