@@ -168,7 +168,8 @@ class Log(_core.Log):
     def recovery(self) -> RecoveryReport:
         """What the open found in the directory."""
         report: dict[str, Any] = self.recovery_report()
-        return RecoveryReport(**report | {"damage": _damage(report)})
+        report["damage"] = _damage(report)
+        return RecoveryReport(**report)
 
     def statistics(self) -> LogStatistics:
         """What the log did since it was opened."""
@@ -306,7 +307,8 @@ async def repair(path: Location, *, lock_timeout_s: float = 30.0) -> RepairRepor
         CorruptionError: If no whole record is left. Nothing was changed.
     """
     report: dict[str, Any] = await _core.repair_log(_directory(path), lock_timeout_s)
-    return RepairReport(**report | {"damage": _damage(report)})
+    report["damage"] = _damage(report)
+    return RepairReport(**report)
 
 
 def _directory(path: Location) -> str:
