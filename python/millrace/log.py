@@ -50,14 +50,15 @@ class Log(_core.Log):
         [(1, b'order:1')]
     """
 
-    __slots__ = ("__weakref__", "_owes_close")
+    __slots__ = ("__weakref__", "_owner")
 
-    _owes_close: bool
+    # The process that has to close it, until it has been told off for not doing so.
+    _owner: int | None
 
     def __init__(self, log: _core.Log) -> None:
         """Take over what `Log.open` opened."""
         del log
-        self._owes_close = True
+        self._owner = os.getpid()
         _open.add(self)
 
     @classmethod
@@ -195,7 +196,7 @@ class Log(_core.Log):
 
     def __del__(self) -> None:
         # A log whose opening failed half-way has no such attribute.
-        if getattr(self, "_owes_close", False) and self.state == "open":
+        if getattr(self, "_owner", None) == os.getpid() and self.state == "open":
             _warn_unclosed(self)
 
 
@@ -376,12 +377,13 @@ def _warn_unclosed(log: Log) -> None:
 def _close_at_exit() -> None:
     """Close what was left open, within a bound, while the interpreter is whole."""
     for log in list(_open):
-        if log.state != "open":
+        # What a forked child inherited is its parent's to close.
+        if log._owner != os.getpid() or log.state != "open":  # noqa: SLF001
             continue
         _warn_unclosed(log)
-        log._owes_close = False  # noqa: SLF001 - it has been complained about
+        log._owner = None  # noqa: SLF001
         try:
             log.close_within(_EXIT_TIMEOUT_S)
         except Error:
-            # A forked child, or a log that failed while closing: nobody is left to tell.
+            # The log failed while closing: nobody is left to tell.
             continue
