@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import warnings
 import weakref
@@ -376,14 +377,18 @@ def _warn_unclosed(log: Log) -> None:
 @atexit.register
 def _close_at_exit() -> None:
     """Close what was left open, within a bound, while the interpreter is whole."""
-    for log in list(_open):
-        # What a forked child inherited is its parent's to close.
-        if log._owner != os.getpid() or log.state != "open":  # noqa: SLF001
-            continue
-        _warn_unclosed(log)
-        log._owner = None  # noqa: SLF001
-        try:
-            log.close_within(_EXIT_TIMEOUT_S)
-        except Error:
-            # The log failed while closing: nobody is left to tell.
-            continue
+    # What a forked child inherited is its parent's to close.
+    mine = [log for log in list(_open) if log._owner == os.getpid()]  # noqa: SLF001
+    left = [log for log in mine if log.state == "open"]
+    with contextlib.ExitStack() as exits:
+        for log in left:
+            # On a stack, so that a warning that is made an error does not keep logs from closing.
+            exits.callback(_close_within_bound, log)
+            exits.callback(_warn_unclosed, log)
+            log._owner = None  # noqa: SLF001 - it is being complained about
+
+
+def _close_within_bound(log: Log) -> None:
+    # A log that failed while closing: nobody is left to tell.
+    with contextlib.suppress(Error):
+        log.close_within(_EXIT_TIMEOUT_S)

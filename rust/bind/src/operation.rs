@@ -397,20 +397,10 @@ impl Operation {
         PyGenericAlias::new(class.py(), class.as_any(), item)
     }
 
-    /// What asyncio shows in the representation of a task.
-    #[getter]
-    fn __name__(&self) -> &'static str {
-        self.name
-    }
-
-    /// The same.
-    #[getter]
-    fn __qualname__(&self) -> &'static str {
-        self.name
-    }
-
+    /// A task that steps an operation is held by it, by way of the future: a cycle when the loop
+    /// is gone.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // The collector runs on a thread that may be inside; then nothing is garbage yet.
+        // The collector runs on a thread that may hold the state; then nothing is garbage yet.
         let Ok(state) = self.state.try_lock() else {
             return Ok(());
         };
@@ -425,6 +415,18 @@ impl Operation {
 
     fn __clear__(&self) {
         drop(self.take());
+    }
+
+    /// What asyncio shows in the representation of a task.
+    #[getter]
+    fn __name__(&self) -> &'static str {
+        self.name
+    }
+
+    /// The same.
+    #[getter]
+    fn __qualname__(&self) -> &'static str {
+        self.name
     }
 
     fn __repr__(&self) -> String {

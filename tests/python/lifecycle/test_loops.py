@@ -168,6 +168,26 @@ def test_a_loop_dropped_with_appends_under_way(directory: Path, held: LogSetting
     assert log.close_within(10.0)
 
 
+def test_a_task_of_a_closed_loop_is_garbage(directory: Path, held: LogSettings) -> None:
+    # A task that steps an operation is held by it, by way of the future: the collector sees that.
+    log = _open(directory, held)
+    loop = asyncio.new_event_loop()
+
+    async def leave() -> weakref.ref[asyncio.Task[int]]:
+        task = asyncio.create_task(log.append(b"x"))
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        return weakref.ref(task)
+
+    task = loop.run_until_complete(leave())
+    assert task() is not None
+    loop.close()
+    del loop
+    gc.collect()
+    assert task() is None
+    assert log.close_within(10.0)
+
+
 def test_without_a_loop(directory: Path, held: LogSettings) -> None:
     # Calls need no loop; an await that must wait says that there is none.
     log = _open(directory, held)

@@ -89,10 +89,15 @@ fn drive(committer: &mut Committer, backend: &mut dyn Backend) {
 /// stays busy until the kernel has torn the ring down), then the ring goes. What the kernel may
 /// still write keeps the lock: nobody else may open the log before it has landed.
 fn release(backend: &mut Box<dyn Backend>, lock: &File) {
-    let leftovers = backend.shutdown(None);
-    if leftovers.requests > 0 || backend.in_flight() > 0 {
+    if backend.in_flight() == 0 {
+        backend.let_go();
+        // A process that is being started by another thread may hold a copy of the descriptor.
+        let _only_a_hint = Blocking::new(&mut **backend).unlock(lock);
+        backend.shutdown(None);
         return;
     }
-    backend.let_go();
-    let _only_a_hint = Blocking::new(&mut **backend).unlock(lock);
+    let leftovers = backend.shutdown(None);
+    if leftovers.requests == 0 {
+        backend.let_go();
+    }
 }
