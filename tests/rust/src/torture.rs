@@ -161,6 +161,7 @@ fn plan(campaign: Campaign, seed: u64) -> Plan {
         depth: 3,
         nest_one_in: 24,
         kill_one_in: 16,
+        kill_later_one_in: 16,
         twice_one_in: 16,
         ..Plan::default()
     }
@@ -176,10 +177,6 @@ pub fn workload(seed: u64, number: u64) -> Vec<Op> {
     let all = sequences_count(alphabet.len(), OPERATIONS);
     let drawn = short + mix(seed ^ mix(number)) % (all - short);
     sequence(&alphabet, drawn)
-}
-
-fn explorer<'a>(trial: &'a Trial, campaign: Campaign, seed: u64) -> Explorer<'a, Trial> {
-    Explorer::new(trial, plan(campaign, seed))
 }
 
 fn trial(campaign: Campaign) -> Trial {
@@ -217,7 +214,7 @@ pub fn crashes(
     const ITEM: &str = "crashes";
     let begin = Instant::now();
     let trial = trial(campaign);
-    let mut explorer = explorer(&trial, campaign, seed);
+    let mut explorer = Explorer::new(&trial, plan(campaign, seed));
     let mut number = first;
     while !budget.is_spent(begin, &explorer.report) {
         explorer
@@ -233,6 +230,24 @@ pub fn crashes(
         report,
         elapsed,
     })
+}
+
+/// The workload with this number when operations are to fail: first a few in which much can, then
+/// as [`workload`].
+pub fn fault_workload(seed: u64, number: u64) -> Vec<Op> {
+    let append = || Op::Append(440);
+    match number {
+        0 => vec![append(), Op::Cursor, append(), Op::Cursor, append()],
+        1 => vec![
+            Op::Pair(439, 441),
+            Op::Rotate,
+            append(),
+            Op::Reopen,
+            append(),
+        ],
+        2 => vec![Op::Rotate, Op::Rest, Op::Truncate, append()],
+        _ => workload(seed, number - 3),
+    }
 }
 
 /// Every fault that the n-th operation of a kind can have.
@@ -256,10 +271,16 @@ pub fn faults(
     const ITEM: &str = "faults";
     let begin = Instant::now();
     let trial = trial(campaign);
-    let mut explorer = explorer(&trial, campaign, seed);
+    // Few moments lie between a fault and the end of its life: each is also a kill.
+    let plan = Plan {
+        kill_one_in: 1,
+        kill_later_one_in: 64,
+        ..plan(campaign, seed)
+    };
+    let mut explorer = Explorer::new(&trial, plan);
     let mut number = first;
     while !budget.is_spent(begin, &explorer.report) {
-        let ops = workload(seed, number);
+        let ops = fault_workload(seed, number);
         for kind in Kind::ALL {
             for trouble in troubles(kind) {
                 for forever in [false, true] {

@@ -85,11 +85,13 @@ fn drive(committer: &mut Committer, backend: &mut dyn Backend) {
 }
 
 /// In this order: nothing in flight, the ring lets go, the lock is given back explicitly (else it
-/// stays busy until the kernel has torn the ring down), then the ring goes.
+/// stays busy until the kernel has torn the ring down), then the ring goes. Not after the shutdown:
+/// it takes no request any more.
 fn release(backend: &mut Box<dyn Backend>, lock: &File) {
-    backend.shutdown(None);
-    backend.let_go();
     if backend.in_flight() == 0 {
+        backend.let_go();
         let _only_a_hint = Blocking::new(&mut **backend).unlock(lock);
     }
+    backend.shutdown(None);
+    backend.let_go();
 }

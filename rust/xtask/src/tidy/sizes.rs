@@ -12,13 +12,11 @@ const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 
 /// `(path, function or "" for the whole file, reason)`.
-pub const LONG: &[(&str, &str, &str)] = &[
-    (
-        "rust/core/src/sim/carry.rs",
-        "plan",
-        "one match over every operation of the contract",
-    ),
-];
+pub const LONG: &[(&str, &str, &str)] = &[(
+    "rust/core/src/sim/carry.rs",
+    "plan",
+    "one match over every operation of the contract",
+)];
 
 pub fn check(source: &Source) -> Vec<Finding> {
     let mut findings = Vec::new();
