@@ -210,3 +210,51 @@ class LogStatistics:
     commit_path: str | None
     commit_paths: Mapping[str, float | str]
     driver: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RingStatistics:
+    """
+    What happened in a ring so far. The numbers are read one after the other.
+
+    Args:
+        appended: Entries that entered.
+
+        drained: Entries that were taken out.
+
+        entries: Entries inside.
+
+        waiting: Appends in line now.
+
+        refused_full: Appends refused for want of room.
+
+        refused_closed: Appends refused because the ring was closed.
+
+        refused_too_large: Appends refused for a limit that waiting does not change.
+
+        refused_timed_out: Appends whose time ran out.
+
+        queued: Appends that had to stand in line.
+
+        cancelled: Appends that were taken back.
+
+        wakes: Times the consumer was woken.
+
+        dropped: Entries let go of without an answer.
+
+        late: Answers that came after the first one and were ignored.
+    """
+
+    appended: int
+    drained: int
+    entries: int
+    waiting: int
+    refused_full: int
+    refused_closed: int
+    refused_too_large: int
+    refused_timed_out: int
+    queued: int
+    cancelled: int
+    wakes: int
+    dropped: int
+    late: int

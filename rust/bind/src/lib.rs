@@ -1,7 +1,7 @@
 //! The Python face of the engine: extract, call, convert.
 //!
 //! ```text
-//! log, open, check, reader, ticket   what Python calls
+//! log, open, check, reader, ring, ticket   what Python calls
 //! operation                      what an asynchronous call returns
 //! loops, lines, jobs, queue      who waits for what, and where
 //! shared                         what the handles of one log have in common
@@ -26,6 +26,7 @@ mod queue;
 mod reader;
 mod record;
 mod report;
+mod ring;
 mod shared;
 mod ticket;
 
@@ -40,6 +41,7 @@ mod _core {
         operation::Operation,
         reader::Reader,
         record::Record,
+        ring::{Entry, Ring, RingTicket},
         ticket::Ticket,
     };
 

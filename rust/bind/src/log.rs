@@ -338,12 +338,13 @@ fn claimed_by(
             }
         }
         Ok(Claimed::Later(pending)) => {
-            let pending = Arc::new(pending);
+            let (pending, number) = (Arc::new(pending), log.next_call());
             Source::InLine {
                 log,
                 level,
                 pending,
                 value,
+                number,
             }
         }
         Err(failed) => return Err(error::raise(py, &failed)),

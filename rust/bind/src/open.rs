@@ -99,6 +99,7 @@ impl Numbers {
             sync_interval_min: duration("min_sync_interval_s", self.min_sync_interval_s)?,
             recovery: mode(&self.recovery)?,
             lock_timeout: duration("lock_timeout_s", self.lock_timeout_s)?,
+            ..LogSettings::default()
         };
         settings.validate()?;
         driver(&self.driver)?;

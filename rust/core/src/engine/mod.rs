@@ -1,7 +1,7 @@
 //! The engine raises the floors in order: it knows which disks this machine offers and hands them
 //! to the log, which does not.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use crate::{
     clock::{Clock, SystemClock},
@@ -64,6 +64,10 @@ pub struct BackendInfo {
     pub hint: &'static str,
 }
 
+/// A group waits for writers who were just answered for a quarter of a sync, and never longer
+/// than this: half of what one event loop needs to run a few dozen tasks once.
+const PATIENCE_MAX: Duration = Duration::from_micros(100);
+
 /// Opens a log on the machine's own disk, creating it if needed.
 pub fn open_log(
     path: &Path,
@@ -73,6 +77,10 @@ pub fn open_log(
 ) -> Result<Log> {
     let world = world()?;
     let candidates = candidates(&world, way, backend)?;
+    let settings = LogSettings {
+        patience_max: PATIENCE_MAX,
+        ..settings
+    };
     Log::open(&world, path, settings, &candidates)
 }
 

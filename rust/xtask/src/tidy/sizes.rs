@@ -12,11 +12,10 @@ const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 
 /// `(path, function or "" for the whole file, reason)`.
-pub const LONG: &[(&str, &str, &str)] = &[(
-    "rust/core/src/sim/carry.rs",
-    "plan",
-    "one match over every operation of the contract",
-)];
+#[rustfmt::skip] // one line for each, so that two changes do not meet
+pub const LONG: &[(&str, &str, &str)] = &[
+    ("rust/core/src/sim/carry.rs", "plan", "one match over every operation of the contract"),
+];
 
 pub fn check(source: &Source) -> Vec<Finding> {
     let mut findings = Vec::new();
