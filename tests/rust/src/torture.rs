@@ -97,6 +97,8 @@ pub const CAMPAIGNS: [Campaign; 6] = [
 pub enum Budget {
     /// After so many distinct states.
     States(u64),
+    /// After so many workloads.
+    Workloads(u64),
     /// After so much time.
     Time(Duration),
 }
@@ -187,8 +189,9 @@ fn trial(campaign: Campaign) -> Trial {
 }
 
 impl Budget {
-    fn is_spent(self, begin: Instant, report: &Report) -> bool {
+    fn is_spent(self, begin: Instant, report: &Report, workloads: u64) -> bool {
         match self {
+            Self::Workloads(count) => workloads >= count,
             Self::States(count) => report.distinct >= count,
             Self::Time(time) => begin.elapsed() >= time,
         }
@@ -216,7 +219,7 @@ pub fn crashes(
     let trial = trial(campaign);
     let mut explorer = Explorer::new(&trial, plan(campaign, seed));
     let mut number = first;
-    while !budget.is_spent(begin, &explorer.report) {
+    while !budget.is_spent(begin, &explorer.report, number - first) {
         explorer
             .workload(&workload(seed, number))
             .map_err(|error| failure(ITEM, campaign, seed, number, &error))?;
@@ -279,7 +282,7 @@ pub fn faults(
     };
     let mut explorer = Explorer::new(&trial, plan);
     let mut number = first;
-    while !budget.is_spent(begin, &explorer.report) {
+    while !budget.is_spent(begin, &explorer.report, number - first) {
         let ops = fault_workload(seed, number);
         for kind in Kind::ALL {
             for trouble in troubles(kind) {
@@ -291,9 +294,10 @@ pub fn faults(
                         trouble,
                     };
                     let mut nth = 1;
-                    while explorer
-                        .fault(&ops, fault(nth))
-                        .map_err(|error| failure(ITEM, campaign, seed, number, &error))?
+                    while !budget.is_spent(begin, &explorer.report, number - first)
+                        && explorer
+                            .fault(&ops, fault(nth))
+                            .map_err(|error| failure(ITEM, campaign, seed, number, &error))?
                     {
                         nth += 1;
                     }
