@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import warnings
 import weakref
@@ -375,13 +376,16 @@ def _warn_unclosed(log: Log) -> None:
 @atexit.register
 def _close_at_exit() -> None:
     """Close what was left open, within a bound, while the interpreter is whole."""
-    for log in list(_open):
-        if log.state != "open":
-            continue
-        _warn_unclosed(log)
-        log._owes_close = False  # noqa: SLF001 - it has been complained about
-        try:
-            log.close_within(_EXIT_TIMEOUT_S)
-        except Error:
-            # A forked child, or a log that failed while closing: nobody is left to tell.
-            continue
+    left = [log for log in list(_open) if log.state == "open"]
+    with contextlib.ExitStack() as exits:
+        for log in left:
+            # On a stack, so that a warning that is made an error does not keep logs from closing.
+            exits.callback(_close_within_bound, log)
+            exits.callback(_warn_unclosed, log)
+            log._owes_close = False  # noqa: SLF001 - it is being complained about
+
+
+def _close_within_bound(log: Log) -> None:
+    # A forked child, or a log that failed while closing: nobody is left to tell.
+    with contextlib.suppress(Error):
+        log.close_within(_EXIT_TIMEOUT_S)

@@ -7,7 +7,11 @@ use millrace_core::{
     ids::Lsn,
     wal::{Level, cursor::Mark, log::Claimed},
 };
-use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
+use pyo3::{
+    exceptions::{PyTypeError, PyValueError},
+    prelude::*,
+    types::{PyBool, PyDict, PyInt},
+};
 
 use crate::{
     buffer, door, error,
@@ -155,7 +159,11 @@ impl Log {
     }
 
     /// Wait until *lsn* is durable, also if nobody has appended it yet.
-    fn reached(&self, py: Python<'_>, lsn: u64) -> PyResult<Operation> {
+    fn reached(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = position)] lsn: u64,
+    ) -> PyResult<Operation> {
         let log = Arc::clone(self.here(py)?);
         let (level, value) = (Level::Durable, Value::Durable);
         Ok(Operation::quiet(
@@ -190,7 +198,11 @@ impl Log {
     /// lets go.
     ///
     /// Cancelling stops the waiting, not the truncation.
-    fn truncate_before(&self, py: Python<'_>, lsn: u64) -> PyResult<Operation> {
+    fn truncate_before(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = position)] lsn: u64,
+    ) -> PyResult<Operation> {
         self.job(py, "truncate_before", move |log| {
             let first = log.truncate_before(Lsn(lsn));
             jobs::answer(first, number)
@@ -209,7 +221,7 @@ impl Log {
         &self,
         py: Python<'_>,
         name: String,
-        lsn: u64,
+        #[pyo3(from_py_with = position)] lsn: u64,
         holds_truncation: bool,
     ) -> PyResult<Operation> {
         let position = Lsn(lsn);
@@ -350,6 +362,19 @@ fn claimed_by(
         Err(failed) => return Err(error::raise(py, &failed)),
     };
     Ok(Operation::new(name, source))
+}
+
+/// An LSN as an argument. `True` is not a number here, and no number is out of Rust's range.
+fn position(lsn: &Bound<'_, PyAny>) -> PyResult<u64> {
+    if lsn.is_instance_of::<PyBool>() || !lsn.is_instance_of::<PyInt>() {
+        let class = lsn.get_type().name()?.to_string();
+        return Err(PyTypeError::new_err(format!(
+            "lsn must be an int, not {class}"
+        )));
+    }
+    lsn.extract().map_err(|_| {
+        PyValueError::new_err(format!("lsn must lie between 0 and 2**64 - 1, not {lsn}"))
+    })
 }
 
 fn number(py: Python<'_>, lsn: Lsn) -> PyResult<Py<PyAny>> {

@@ -286,6 +286,8 @@ impl LoopPort {
             .lines_of(log, &self.port)
             .remove_queued(number);
         drop(forgotten);
+        // One behind it may have been admitted already and not been looked at.
+        self.port.wake();
     }
 
     /// Resolves `future` once `job` has answered.

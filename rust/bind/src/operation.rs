@@ -28,6 +28,7 @@ use millrace_core::{
     },
 };
 use pyo3::{
+    PyTraverseError, PyVisit,
     exceptions::{PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyTypeError},
     intern,
     prelude::*,
@@ -396,6 +397,26 @@ impl Operation {
         PyGenericAlias::new(class.py(), class.as_any(), item)
     }
 
+    /// A task that steps an operation is held by it, by way of the future: a cycle when the loop
+    /// is gone.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // The collector runs on a thread that may hold the state; then nothing is garbage yet.
+        let Ok(state) = self.state.try_lock() else {
+            return Ok(());
+        };
+        match &*state {
+            State::Fresh(Source::Known(held))
+            | State::Begun(Source::Known(held))
+            | State::Waiting { future: held, .. }
+            | State::Yielded(held) => visit.call(held),
+            State::Fresh(_) | State::Begun(_) | State::Spent => Ok(()),
+        }
+    }
+
+    fn __clear__(&self) {
+        drop(self.take());
+    }
+
     /// What asyncio shows in the representation of a task.
     #[getter]
     fn __name__(&self) -> &'static str {
@@ -406,6 +427,24 @@ impl Operation {
     #[getter]
     fn __qualname__(&self) -> &'static str {
         self.name
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // The collector runs on a thread that may be inside; then nothing is garbage yet.
+        let Ok(state) = self.state.try_lock() else {
+            return Ok(());
+        };
+        match &*state {
+            State::Fresh(Source::Known(held))
+            | State::Begun(Source::Known(held))
+            | State::Waiting { future: held, .. }
+            | State::Yielded(held) => visit.call(held),
+            State::Fresh(_) | State::Begun(_) | State::Spent => Ok(()),
+        }
+    }
+
+    fn __clear__(&self) {
+        drop(self.take());
     }
 
     fn __repr__(&self) -> String {

@@ -159,6 +159,27 @@ async def test_cancelled_in_line_before_the_first_step(
     assert await _contents(directory) == [b"1", b"2"]
 
 
+async def test_the_line_moves_in_the_order_of_the_calls(
+    directory: Path,
+    held: LogSettings,
+) -> None:
+    # Awaited the other way round, what was called first still gets in and hears of it first.
+    log = await Log.open(directory, settings=held)
+    log.submit(b"1")
+    head = asyncio.create_task(log.append_many([b"2", b"3"]))
+    first = log.append(b"first", durability="appended")
+    behind = asyncio.create_task(log.append_many([b"4", b"5"]))
+    await _let_everything_run()
+    before = asyncio.create_task(first)
+    await _let_everything_run()
+    head.cancel()
+    assert await asyncio.wait_for(before, 10) == 2
+    behind.cancel()
+    await asyncio.gather(head, behind, return_exceptions=True)
+    await log.close()
+    assert await _contents(directory) == [b"1", b"first"]
+
+
 async def test_cancelled_when_completed_and_not_delivered(directory: Path) -> None:
     # Durable already, the task not yet told: the cancel wins, and the record is there.
     async with Log.open(directory) as log:

@@ -71,16 +71,13 @@ const PATIENCE_MAX: Duration = Duration::from_micros(100);
 /// Opens a log on the machine's own disk, creating it if needed.
 pub fn open_log(
     path: &Path,
-    settings: LogSettings,
+    mut settings: LogSettings,
     way: WaySetting,
     backend: BackendSetting,
 ) -> Result<Log> {
     let world = world()?;
     let candidates = candidates(&world, way, backend)?;
-    let settings = LogSettings {
-        patience_max: PATIENCE_MAX,
-        ..settings
-    };
+    settings.patience_max = PATIENCE_MAX;
     Log::open(&world, path, settings, &candidates)
 }
 

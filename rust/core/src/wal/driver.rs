@@ -91,11 +91,13 @@ fn drive(committer: &mut Committer, backend: &mut dyn Backend) {
 fn release(backend: &mut Box<dyn Backend>, lock: &File) {
     if backend.in_flight() == 0 {
         backend.let_go();
-        // Before the shutdown: after it no request is taken.
+        // A process that is being started by another thread may hold a copy of the descriptor.
         let _only_a_hint = Blocking::new(&mut **backend).unlock(lock);
+        backend.shutdown(None);
+        return;
     }
     let leftovers = backend.shutdown(None);
-    if leftovers.requests == 0 && backend.in_flight() == 0 {
+    if leftovers.requests == 0 {
         backend.let_go();
     }
 }

@@ -7,9 +7,9 @@
 //! for the rest, for at most a share of what a sync costs. A lone writer never waits: one was
 //! answered, and one is there.
 //!
-//! The idea of a delay in proportion to the measured sync is old; PostgreSQL's `commit_delay`
-//! documentation advises half of a sync. A quarter is enough here, because the writers run on the
-//! other side of one wake-up.
+//! The idea of a delay in proportion to the measured sync is old: the manual page of `PostgreSQL`'s
+//! "commit delay" setting advises half of a sync. A quarter is enough here, because the writers run
+//! on the other side of one wake-up.
 
 use std::time::Duration;
 
