@@ -42,9 +42,9 @@ class Operation(Coroutine[Any, Any, _T_co], Generic[_T_co]):
     """
 
     @property
-    def __name__(self) -> str: ...
+    def __name__(self) -> str: ...  # pyright: ignore[reportIncompatibleVariableOverride]
     @property
-    def __qualname__(self) -> str: ...
+    def __qualname__(self) -> str: ...  # pyright: ignore[reportIncompatibleVariableOverride]
     def __await__(self) -> Generator[Any, Any, _T_co]: ...
     def send(self, value: object, /) -> object:
         """Advance one step, as a task does; the result is what to wait for."""

@@ -13,6 +13,7 @@ import dataclasses
 import inspect
 import re
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ PAGES = sorted(
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+async def in_loop(function: Callable[[], Any]) -> None:
+    """Call it, and await what it returns if the block awaits."""
+    outcome = function()
+    if inspect.iscoroutine(outcome):
+        await outcome
+
+
 def run_page(page: Path) -> int:
     text = page.read_text()
     namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
@@ -40,10 +48,10 @@ def run_page(page: Path) -> int:
             source = "\n" * text.count("\n", 0, match.start(1)) + match[1]
             code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             function = types.FunctionType(code, namespace)
-            if code.co_flags & inspect.CO_COROUTINE:
-                runner.run(function())
-            else:
+            if "asyncio.run(" in match[1]:
                 function()
+            else:
+                runner.run(in_loop(function))
             count += 1
     return count
 
