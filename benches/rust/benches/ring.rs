@@ -7,7 +7,10 @@
 //! Before anything is measured, the append path is run under a counting allocator: after the ring
 //! is made, append and drain allocate nothing.
 
-#![allow(clippy::result_large_err, reason = "a refused entry is given back whole")]
+#![allow(
+    clippy::result_large_err,
+    reason = "a refused entry is given back whole"
+)]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
