@@ -160,7 +160,7 @@ $(STAMPS)/bench: requirements/bench.lock | $(STAMPS)/tools
 
 $(STAMPS)/extension: $(EXTENSION_INPUTS) $(STAMPS)/tools
 	@echo "building the extension"
-	@CARGO_TERM_QUIET=true VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --quiet --release --locked
+	@PIP_QUIET=1 CARGO_TERM_QUIET=true VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --quiet --release --locked
 	@touch $@
 
 .PHONY: build-bench

@@ -282,7 +282,8 @@ def main() -> None:
             result = asyncio.run(scan(job, directory))
         else:
             contender = CONTENDERS[job["contender"]]()
-            settle()
+            if job.get("settle", True):
+                settle()
             result = asyncio.run(ASYNC_WORKLOADS[job["workload"]](job, contender, directory))
     except Missing as error:
         result = {"missing": str(error)}

@@ -37,7 +37,6 @@ ROOT = HERE.parent.parent
 CELL_TIMEOUT_S = 180
 APPEND_BYTES = 128
 TASKS = (1, 16, 256, 4096)
-BULK_TASKS = (1, 4)
 LIMIT = "asyncio limit"
 #: A commit each: what they do with many tasks is what they do with one, only later.
 SLOW = ("SQLite, commit each", "file, fsync each")
@@ -54,10 +53,11 @@ class Plan:
     scan_records: int
     idle_seconds: float
     slow_tasks: tuple[int, ...]
+    bulk_tasks: tuple[int, ...]
 
 
-FULL = Plan(5, 3.0, 384_000_000, 1_000_000, 5.0, TASKS)
-QUICK = Plan(3, 0.45, 96_000_000, 250_000, 1.0, (1, 256))
+FULL = Plan(5, 3.0, 384_000_000, 1_000_000, 5.0, TASKS, (1, 4))
+QUICK = Plan(3, 0.4, 96_000_000, 250_000, 1.0, (1, 256), (4,))
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def cells(plan: Plan) -> list[list[Cell]]:
         group = [Cell("append", name, tasks) for name in names]
         groups.append([*group, Cell("raw", "pwrite + fdatasync")])
     durable = [name for name in CONTENDERS if name not in (LIMIT, "SQLite, commit each")]
-    for tasks in BULK_TASKS:
+    for tasks in plan.bulk_tasks:
         group = [Cell("bulk", name, tasks) for name in durable]
         group.append(Cell("sequential", "1 MiB write + sync"))
         group.append(Cell("unwritten", "1 MiB write + sync, unwritten extents"))

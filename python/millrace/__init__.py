@@ -1,7 +1,9 @@
 """Millrace: local durability that never blocks an event loop."""
 
+from ._core import Entry as Entry
 from ._core import Operation as Operation
 from ._core import Record as Record
+from ._core import RingTicket as RingTicket
 from ._core import Ticket as Ticket
 from ._core import __version__ as __version__
 from .errors import AbandonedError as AbandonedError
@@ -25,7 +27,13 @@ from .errors import TooLargeError as TooLargeError
 from .errors import VersionMismatch as VersionMismatch
 from .log import Cursor as Cursor
 from .log import Log as Log
+from .parts import Backpressure as Backpressure
+from .parts import Ring as Ring
 from .settings import LogSettings as LogSettings
 from .types import Damage as Damage
 from .types import LogStatistics as LogStatistics
 from .types import RecoveryReport as RecoveryReport
+from .types import RepairReport as RepairReport
+from .types import RingStatistics as RingStatistics
+from .types import SegmentReport as SegmentReport
+from .types import VerifyReport as VerifyReport

@@ -7,19 +7,25 @@ from typing import Any, Final, Generic, Self, TypeVar, final
 
 from typing_extensions import Buffer, disjoint_base
 
+from .parts import Backpressure
 from .settings import LogSettings
 from .types import Durability, LogState
 
 __all__ = [
+    "Entry",
     "Log",
     "Operation",
     "Reader",
     "Record",
+    "Ring",
+    "RingTicket",
     "Ticket",
     "__version__",
     "backend_info",
     "check_settings",
     "open_log",
+    "repair_log",
+    "verify_log",
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -35,17 +41,25 @@ class Operation(Coroutine[Any, Any, _T_co], Generic[_T_co]):
     `TaskGroup`, `gather`, `wait_for` or `shield`. Dropping it does not stop what it started.
     """
 
+    @property
+    def __name__(self) -> str: ...
+    @property
+    def __qualname__(self) -> str: ...
     def __await__(self) -> Generator[Any, Any, _T_co]: ...
-    def __iter__(self) -> Self: ...
-    def __next__(self) -> object: ...
-    def send(self, value: object, /) -> object: ...
+    def send(self, value: object, /) -> object:
+        """Advance one step, as a task does; the result is what to wait for."""
+
     def throw(
         self,
         kind: type[BaseException] | BaseException,
         value: object = None,
         traceback: TracebackType | None = None,
-    ) -> object: ...
-    def close(self) -> None: ...
+    ) -> object:
+        """Stop waiting with an exception, as a cancelled task does."""
+
+    def close(self) -> None:
+        """Stop waiting. What can still be taken back is."""
+
     @classmethod
     def __class_getitem__(cls, item: object, /) -> GenericAlias: ...
 
@@ -247,8 +261,131 @@ class Log:
     def statistics_report(self) -> dict[str, Any]:
         """Return the fields of `LogStatistics`."""
 
+@disjoint_base
+class Ring:
+    """The ring behind `millrace.Ring`."""
+
+    def __new__(
+        cls,
+        capacity: int,
+        capacity_bytes: int,
+        entry_bytes_max: int,
+        backpressure: Backpressure,
+    ) -> Self: ...
+    def try_append(self, data: Buffer) -> RingTicket:
+        """
+        Append *data* without waiting.
+
+        Raises:
+            OverloadedError: If the ring is full, or others stand in line. Nothing was appended.
+
+            TooLargeError: If waiting would not help.
+
+            ClosedError: If the ring is closed.
+        """
+
+    def append(self, data: Buffer) -> Operation[RingTicket]:
+        """
+        Append *data*, waiting in line while the ring is full; the result is the ticket.
+
+        The line is first come, first served, for all loops and threads together.
+
+        Cancelling takes the entry back if it still stands in line; it is then never seen by the
+        consumer.
+        """
+
+    def append_blocking(self, data: Buffer, timeout_s: float | None = None) -> RingTicket:
+        """
+        Append *data* from a plain thread, waiting while the ring is full.
+
+        First spins, as the ring's `Backpressure` says, then waits in line. Other threads go on.
+
+        Raises:
+            IoTimeout: If there was no room for *timeout_s*. Nothing was appended.
+        """
+
+    def drain(self, max: int | None = None) -> list[Entry]:  # noqa: A002 - it is the public name
+        """
+        Take what is there, at most *max* entries, in the order of their positions.
+
+        Never waits. Each entry wants an answer: `complete` or `fail`.
+
+        Raises:
+            RuntimeError: If another drain is under way; a ring has one consumer.
+        """
+
+    def wait(self) -> Operation[bool]:
+        """
+        Wait until there is something to drain; false once the ring is closed and empty.
+
+        Cancelling stops the waiting and nothing else.
+        """
+
+    def close(self) -> None:
+        """Refuse every later append, also those in line. What is inside stays to be drained."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether appends are refused for good."""
+
+    @property
+    def capacity(self) -> int:
+        """How many entries fit; the requested capacity rounded up to a power of two."""
+
+    def __len__(self) -> int: ...
+    def statistics_report(self) -> dict[str, int]:
+        """Return the fields of `RingStatistics`."""
+
+@final
+class RingTicket:
+    """An entry that was appended. Look at it, wait for its answer, or await it, repeatedly."""
+
+    @property
+    def position(self) -> int:
+        """The position of the entry; the first one is 0."""
+
+    def done(self) -> bool:
+        """Whether the consumer has answered."""
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """
+        Wait on a plain thread for the answer; return the position.
+
+        Raises:
+            IoTimeout: If *timeout_s* passed first.
+
+            AbandonedError: If the consumer let go of the entry without an answer. An exception
+                given to `Entry.fail` is raised as it is.
+        """
+
+    def __await__(self) -> Generator[Any, Any, int]: ...
+
+@final
+class Entry:
+    """An entry that was drained and wants one answer."""
+
+    @property
+    def position(self) -> int:
+        """Its position in the ring; the first one is 0."""
+
+    @property
+    def data(self) -> bytes:
+        """Its bytes."""
+
+    def complete(self) -> None:
+        """Answer that it has been dealt with. Only the first answer counts."""
+
+    def fail(self, exception: BaseException) -> None:
+        """Answer with an exception, which whoever waits for the entry gets."""
+
 def open_log(path: str, settings: LogSettings, read_only: bool) -> Operation[Log]:
     """Open the log in *path* on a worker thread."""
+
+def verify_log(path: str) -> Operation[dict[str, Any]]:
+    """Read every byte of a log; the result has the fields of `VerifyReport`."""
+
+def repair_log(path: str, lock_timeout_s: float) -> Operation[dict[str, Any]]:
+    """Repair a log; the result has the fields of `RepairReport`."""
 
 def backend_info(name: str) -> tuple[str, str, str]:
     """Return the backend that would be used, why it is not the ring, and what helps."""

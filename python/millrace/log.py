@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import warnings
 import weakref
@@ -11,13 +12,22 @@ from typing import TYPE_CHECKING, Any, Self
 from . import _core
 from .errors import Error
 from .settings import LogSettings
-from .types import Damage, LogStatistics, RecoveryReport
+from .types import (
+    Damage,
+    LogStatistics,
+    RecoveryReport,
+    RepairReport,
+    SegmentReport,
+    VerifyReport,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
     from types import TracebackType
 
     from ._core import Operation, Record
+
+Location = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _EXIT_TIMEOUT_S = 5.0
 _LSN_MAX = 2**63 - 1
@@ -41,12 +51,20 @@ class Log(_core.Log):
         [(1, b'order:1')]
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_owes_close")
+
+    _owes_close: bool
+
+    def __init__(self, log: _core.Log) -> None:
+        """Take over what `Log.open` opened."""
+        del log
+        self._owes_close = True
+        _open.add(self)
 
     @classmethod
     def open(
         cls,
-        path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        path: Location,
         *,
         settings: LogSettings | None = None,
         io: None = None,
@@ -78,19 +96,13 @@ class Log(_core.Log):
 
             ForkedError: Never here: opening in a child process is the remedy for it.
         """
+        directory = _directory(path)
         if io is not None:
             raise TypeError("io is reserved; the log uses an engine of its own")
         if settings is None:
             settings = LogSettings()
         elif not isinstance(settings, LogSettings):
             raise TypeError(f"settings must be LogSettings, not {type(settings).__name__}")
-        directory = os.fsdecode(path)
-        if not directory:
-            raise ValueError("path is empty")
-        if "\0" in directory:
-            raise ValueError("path contains a NUL character")
-        # Not `Path.resolve`: what a link points to is the engine's to judge.
-        directory = os.path.abspath(directory)  # noqa: PTH100
         started = _core.open_log(directory, settings, bool(read_only))
         return Opening(cls, started)
 
@@ -156,8 +168,7 @@ class Log(_core.Log):
     def recovery(self) -> RecoveryReport:
         """What the open found in the directory."""
         report: dict[str, Any] = self.recovery_report()
-        damage = tuple(Damage(**row) for row in report.pop("damage"))
-        return RecoveryReport(**report, damage=damage)
+        return RecoveryReport(**report | {"damage": _damage(report)})
 
     def statistics(self) -> LogStatistics:
         """What the log did since it was opened."""
@@ -184,10 +195,9 @@ class Log(_core.Log):
         raise TypeError("a log cannot be pickled or copied; open its path where it is needed")
 
     def __del__(self) -> None:
-        if self in _open:
-            _open.discard(self)
-            if self.state == "open":
-                _warn_unclosed(self)
+        # A log whose opening failed half-way has no such attribute.
+        if getattr(self, "_owes_close", False) and self.state == "open":
+            _warn_unclosed(self)
 
 
 class Opening:
@@ -204,9 +214,7 @@ class Opening:
         return self._finish().__await__()
 
     async def _finish(self) -> Log:
-        log = self._kind(await self._started)
-        _open.add(log)
-        return log
+        return self._kind(await self._started)
 
     async def __aenter__(self) -> Log:
         self._log = await self._finish()
@@ -270,6 +278,51 @@ class Cursor:
         return f"<millrace.Cursor {self._name!r} position={self.position}>"
 
 
+async def verify(path: Location) -> VerifyReport:
+    """
+    Read every byte of the log in *path* and check it. Changes nothing.
+
+    May run beside the owner of the log. Returns also when there is damage: look at `is_sound`.
+
+    Cancelling stops the waiting; the reading goes on to its end.
+    """
+    report: dict[str, Any] = await _core.verify_log(_directory(path))
+    rows = [row | {"damage": _damage(row)} for row in report["segments"]]
+    segments = tuple(SegmentReport(**row) for row in rows)
+    return VerifyReport(**report | {"damage": _damage(report), "segments": segments})
+
+
+async def repair(path: Location, *, lock_timeout_s: float = 30.0) -> RepairReport:
+    """
+    Make the damaged log in *path* usable again: it ends at the last record before the damage.
+
+    What is dropped is first copied aside, in the same directory. Without damage nothing is done.
+
+    Cancelling stops the waiting, not the repair.
+
+    Raises:
+        LockedError: If somebody has the log open.
+
+        CorruptionError: If no whole record is left. Nothing was changed.
+    """
+    report: dict[str, Any] = await _core.repair_log(_directory(path), lock_timeout_s)
+    return RepairReport(**report | {"damage": _damage(report)})
+
+
+def _directory(path: Location) -> str:
+    directory = os.fsdecode(path)
+    if not directory:
+        raise ValueError("path is empty")
+    if "\0" in directory:
+        raise ValueError("path contains a NUL character")
+    # Not `Path.resolve`: what a link points to is the engine's to judge.
+    return os.path.abspath(directory)  # noqa: PTH100
+
+
+def _damage(report: dict[str, Any]) -> tuple[Damage, ...]:
+    return tuple(Damage(**row) for row in report["damage"])
+
+
 async def _batches(
     log: Log,
     start: int,
@@ -323,13 +376,16 @@ def _warn_unclosed(log: Log) -> None:
 @atexit.register
 def _close_at_exit() -> None:
     """Close what was left open, within a bound, while the interpreter is whole."""
-    for log in list(_open):
-        _open.discard(log)
-        if log.state != "open":
-            continue
-        _warn_unclosed(log)
-        try:
-            log.close_within(_EXIT_TIMEOUT_S)
-        except Error:
-            # A forked child, or a log that failed while closing: nobody is left to tell.
-            continue
+    left = [log for log in list(_open) if log.state == "open"]
+    with contextlib.ExitStack() as exits:
+        for log in left:
+            # On a stack, so that a warning that is made an error does not keep logs from closing.
+            exits.callback(_close_within_bound, log)
+            exits.callback(_warn_unclosed, log)
+            log._owes_close = False  # noqa: SLF001 - it is being complained about
+
+
+def _close_within_bound(log: Log) -> None:
+    # A forked child, or a log that failed while closing: nobody is left to tell.
+    with contextlib.suppress(Error):
+        log.close_within(_EXIT_TIMEOUT_S)

@@ -55,7 +55,8 @@ class LogSettings:
         lock_timeout_s: How long an open waits for the lock of an owner that died.
 
         recovery: What an open does with a tail that a crash cut short: `tail` cuts and reports
-            it, `strict` refuses, `salvage` copies what is damaged, skips it and opens read-only.
+            it, `strict` refuses; `salvage` shows what is whole and reports the rest, and is only
+            for `read_only=True`.
 
         commit_path: How a group reaches the disk. `auto` measures and takes the quickest.
 

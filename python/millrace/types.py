@@ -67,6 +67,100 @@ class RecoveryReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentReport:
+    """
+    One segment, as `verify` found it.
+
+    Args:
+        segment: Its number.
+
+        file: Its file name.
+
+        first_lsn: LSN of its first whole record, or the next one if it has none.
+
+        records: Whole records in it.
+
+        bytes: The bytes they lie in.
+
+        damage: What is wrong with it.
+    """
+
+    segment: int
+    file: str
+    first_lsn: int
+    records: int
+    bytes: int
+    damage: tuple[Damage, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyReport:
+    """
+    What `verify` found in a directory.
+
+    Args:
+        is_sound: Whether everything that was durable can be read.
+
+        store: Identity of the log; `None` if no segment says.
+
+        first_lsn: The first record that can be read.
+
+        last_lsn: The last one; 0 if there is none.
+
+        records: How many there are.
+
+        bytes: The bytes they lie in.
+
+        torn_bytes: Bytes of a tail that was never acknowledged. No damage.
+
+        elapsed_s: How long it took.
+
+        damage: Records that were durable and cannot be read.
+
+        segments: The segments, oldest first.
+    """
+
+    is_sound: bool
+    store: str | None
+    first_lsn: int
+    last_lsn: int
+    records: int
+    bytes: int
+    torn_bytes: int
+    elapsed_s: float
+    damage: tuple[Damage, ...]
+    segments: tuple[SegmentReport, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairReport:
+    """
+    What `repair` did.
+
+    Args:
+        damage: The damage that was there; empty if nothing had to be done.
+
+        copies: Files that hold what was there before, beside the log.
+
+        first_lsn: The first record left.
+
+        last_lsn: The last one; 0 if there is none.
+
+        records: How many are left.
+
+        dropped: Whole records that were dropped because they lie behind the damage. They are in
+            the copies.
+    """
+
+    damage: tuple[Damage, ...]
+    copies: tuple[str, ...]
+    first_lsn: int
+    last_lsn: int
+    records: int
+    dropped: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogStatistics:
     """
     What a log did since it was opened.
@@ -116,3 +210,51 @@ class LogStatistics:
     commit_path: str | None
     commit_paths: Mapping[str, float | str]
     driver: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RingStatistics:
+    """
+    What happened in a ring so far. The numbers are read one after the other.
+
+    Args:
+        appended: Entries that entered.
+
+        drained: Entries that were taken out.
+
+        entries: Entries inside.
+
+        waiting: Appends in line now.
+
+        refused_full: Appends refused for want of room.
+
+        refused_closed: Appends refused because the ring was closed.
+
+        refused_too_large: Appends refused for a limit that waiting does not change.
+
+        refused_timed_out: Appends whose time ran out.
+
+        queued: Appends that had to stand in line.
+
+        cancelled: Appends that were taken back.
+
+        wakes: Times the consumer was woken.
+
+        dropped: Entries let go of without an answer.
+
+        late: Answers that came after the first one and were ignored.
+    """
+
+    appended: int
+    drained: int
+    entries: int
+    waiting: int
+    refused_full: int
+    refused_closed: int
+    refused_too_large: int
+    refused_timed_out: int
+    queued: int
+    cancelled: int
+    wakes: int
+    dropped: int
+    late: int

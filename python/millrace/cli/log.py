@@ -9,16 +9,20 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import millrace.log as log_functions
-from millrace import Log, Record
+from millrace import Damage, Log, Record
 from millrace.cli.framing import FORMATS, Format, FramingError, as_json, frame, splitter_for
 from millrace.cli.intake import Intake, read_stdin
 from millrace.cli.output import Output, command, describe_error, describe_fields
 from millrace.cli.units import bytes_text
 from millrace.errors import Error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _RECORD_BYTES_MAX = 16 << 20
 _FOLLOW_S = 0.1
@@ -220,8 +224,24 @@ def _files(directory: Path) -> list[tuple[str, int, int]]:
 @command
 def verify(*, directory: Path, out: Output) -> None:
     """Read every byte and check it; changes nothing. Exit code 1 if anything is damaged."""
-    report = _checked("verify", directory)
-    _report("verify", report, out)
+    report = asyncio.run(log_functions.verify(directory))
+    pairs = describe_fields(report)
+    if not report.is_sound and out.as_json:
+        out.fail("", pairs)
+    out.answer(pairs)
+    del pairs["segments"], pairs["damage"]
+    out.facts("verify", pairs)
+    out.say("")
+    columns = ("segment", "first LSN", "records", "bytes", "")
+    rows = [
+        (part.file, part.first_lsn, part.records, part.bytes, "damaged" if part.damage else "fine")
+        for part in report.segments
+    ]
+    out.table("segments", columns, rows)
+    if not report.is_sound:
+        out.say("")
+        _show_damage(report.damage, out)
+        out.fail("the log is damaged; `millrace log repair` makes it usable again")
 
 
 @log.command()
@@ -229,35 +249,27 @@ def verify(*, directory: Path, out: Output) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @command
 def repair(*, directory: Path, yes: bool, out: Output) -> None:
-    """Make a damaged log usable again; a damaged segment is copied aside first."""
+    """Make a damaged log usable again; what is dropped is copied aside first."""
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("repair changes the log: pass --yes when nobody can be asked")
-        click.confirm(
-            f"Repair {directory}? Damaged segments are copied aside, then what cannot be read "
-            "is dropped",
-            abort=True,
-            err=True,
-        )
-    report = _checked("repair", directory)
-    _report("repair", report, out, is_failed_by_damage=False)
-
-
-def _checked(name: str, directory: Path) -> object:
-    """Run `millrace.log.verify` or `repair`."""
-
-    async def run() -> object:
-        found: object = await getattr(log_functions, name)(directory)
-        return found
-
-    return asyncio.run(run())
-
-
-def _report(title: str, report: object, out: Output, *, is_failed_by_damage: bool = True) -> None:
+        question = f"Repair {directory}? It will end before the damage; the rest is copied aside"
+        click.confirm(question, abort=True, err=True)
+    report = asyncio.run(log_functions.repair(directory))
     pairs = describe_fields(report)
-    if pairs.get("damage") and is_failed_by_damage:
-        if not out.as_json:
-            out.facts(title, pairs)
-        out.fail("the log is damaged", pairs)
     out.answer(pairs)
-    out.facts(title, pairs)
+    if not report.damage:
+        out.say("nothing was damaged, nothing was done")
+        return
+    _show_damage(report.damage, out)
+    out.say("")
+    del pairs["damage"], pairs["copies"]
+    out.facts("what is left", pairs)
+    out.say("")
+    out.table("copied aside", ("",), [(name,) for name in report.copies])
+
+
+def _show_damage(damage: Sequence[Damage], out: Output) -> None:
+    columns = ("what is wrong", "segment", "offset", "first LSN", "last LSN")
+    rows = [(d.what, d.segment, d.offset, d.first_lsn, d.last_lsn) for d in damage]
+    out.table("damage", columns, rows)

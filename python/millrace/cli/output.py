@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar, cast
+from typing import Any, Literal, NoReturn, ParamSpec, TypeVar, cast
 
 import click
 from rich.console import Console
@@ -109,9 +109,11 @@ class Output:
             return
         has_header = any(columns)
         table = Table(title=title, title_justify="left", show_header=has_header, box=None)
+        table.padding, table.pad_edge = (0, 1, 0, 0), False
         for index, name in enumerate(columns):
             figures = index >= right and has_header
-            table.add_column(name, justify="right" if figures else "left", no_wrap=index == 0)
+            justify: Literal["left", "right"] = "right" if figures else "left"
+            table.add_column(name, justify=justify, no_wrap=index == 0 or figures)
         for row in cells:
             table.add_row(*(_colour(cell) for cell in row))
         self._console.print(table)

@@ -162,7 +162,7 @@ def _connect(directory: Path) -> sqlite3.Connection:
 
 
 USUAL_WAYS: dict[str, type[FileFsync | SqliteEach | SqliteBatched]] = {
-    "SQLite, batched commits": SqliteBatched,
-    "SQLite, a commit each": SqliteEach,
+    "SQLite, batched": SqliteBatched,
+    "SQLite, commit each": SqliteEach,
     "file, fsync each": FileFsync,
 }

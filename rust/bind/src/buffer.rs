@@ -10,6 +10,9 @@ use pyo3::{
     types::{PyBytes, PyString},
 };
 
+/// Most items that room is made for before they are seen.
+const HINT_MAX: usize = 4096;
+
 /// Copies a bytes-like object.
 #[inline]
 pub fn payload(data: &Bound<'_, PyAny>) -> PyResult<Box<[u8]>> {
@@ -27,7 +30,8 @@ pub fn payloads(items: &Bound<'_, PyAny>) -> PyResult<Vec<Box<[u8]>>> {
              use append() for a single record",
         ));
     }
-    let mut copies = Vec::with_capacity(items.len().unwrap_or(0));
+    // A length is only a hint: it may be wrong, or of a `range` that nobody could copy.
+    let mut copies = Vec::with_capacity(items.len().unwrap_or(0).min(HINT_MAX));
     for (index, item) in items.try_iter()?.enumerate() {
         let copy = payload(&item?).map_err(|error| located(items.py(), &error, index))?;
         copies.push(copy);

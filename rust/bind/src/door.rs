@@ -7,12 +7,33 @@
 //! 2. Engine threads and workers never come here. They hold no Python object and learn nothing
 //!    of the interpreter's state, so its end cannot hurt them.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
-use pyo3::prelude::*;
+use pyo3::{exceptions::PyImportError, ffi, prelude::*};
 
 /// How long a blocking call sleeps before it looks for a signal such as Ctrl-C.
 const SIGNAL_CHECK: Duration = Duration::from_millis(100);
+
+/// Lets the first interpreter of the process in and refuses every other.
+///
+/// What is kept in statics (classes, the registry of loops) belongs to one interpreter; another
+/// one that used it would crash later and far from here.
+pub fn admit(_attached: Python<'_>) -> PyResult<()> {
+    const NOBODY: i64 = -1;
+    static ADMITTED: AtomicI64 = AtomicI64::new(NOBODY);
+    // SAFETY: the argument proves that this thread is attached, so there is a current interpreter.
+    let caller = unsafe { ffi::PyInterpreterState_GetID(ffi::PyInterpreterState_Get()) };
+    let before = ADMITTED.compare_exchange(NOBODY, caller, Ordering::Relaxed, Ordering::Relaxed);
+    match before {
+        Err(admitted) if admitted != caller => Err(PyImportError::new_err(
+            "millrace can be used in one interpreter of a process, and another one was first",
+        )),
+        _ => Ok(()),
+    }
+}
 
 /// Runs `work` without the interpreter, so that other Python threads go on.
 pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {

@@ -22,13 +22,34 @@ use std::{
     time::Duration,
 };
 
-use millrace_core::{Error, Result, fork::Origin, port::Port, sync::lock};
+use millrace_core::{
+    Error, Result,
+    fork::Origin,
+    sync::{Waker, lock},
+};
 use pyo3::prelude::*;
 
 use crate::error;
 
 /// What a job leaves: plain data and how to show it to Python. Called on the loop's thread.
 pub type Answer = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send>;
+
+/// Something whose answer comes from elsewhere.
+pub trait Answering: Send + Sync {
+    /// The answer, if it is there. After a wake without an answer the waiter subscribes again.
+    fn answer(&self) -> Option<Answer>;
+
+    /// Asks for one wake when the answer is there. False: it may be there already.
+    fn subscribe(&self, waker: Waker) -> bool;
+
+    /// Whether `withdraw` means anything now.
+    fn can_withdraw(&self) -> bool {
+        false
+    }
+
+    /// Nobody waits any more.
+    fn withdraw(&self) {}
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -41,14 +62,9 @@ pub struct Pigeonhole {
 }
 
 enum State {
-    Running(Option<Subscriber>),
+    Running(Option<Waker>),
     Filled(Answer),
     Taken,
-}
-
-struct Subscriber {
-    port: Arc<Port<u64>>,
-    id: u64,
 }
 
 impl Pigeonhole {
@@ -71,17 +87,6 @@ impl Pigeonhole {
         }
     }
 
-    /// Has `id` posted to `port` when the answer is there. False: it is there already.
-    pub fn subscribe(&self, port: &Arc<Port<u64>>, id: u64) -> bool {
-        let mut state = lock(&self.state);
-        if let State::Running(subscriber) = &mut *state {
-            let port = Arc::clone(port);
-            *subscriber = Some(Subscriber { port, id });
-            return true;
-        }
-        false
-    }
-
     /// Waits on a plain thread. False: not filled in time.
     pub fn wait(&self, timeout: Duration) -> bool {
         let running = |state: &mut State| matches!(state, State::Running(_));
@@ -95,9 +100,23 @@ impl Pigeonhole {
     fn fill(&self, answer: Answer) {
         let before = std::mem::replace(&mut *lock(&self.state), State::Filled(answer));
         self.filled.notify_all();
-        if let State::Running(Some(Subscriber { port, id })) = before {
-            port.post(id);
+        if let State::Running(Some(waker)) = before {
+            waker.wake();
         }
+    }
+}
+
+impl Answering for Pigeonhole {
+    fn answer(&self) -> Option<Answer> {
+        self.take()
+    }
+
+    fn subscribe(&self, waker: Waker) -> bool {
+        if let State::Running(subscriber) = &mut *lock(&self.state) {
+            *subscriber = Some(waker);
+            return true;
+        }
+        false
     }
 }
 

@@ -1,7 +1,7 @@
 //! The Python face of the engine: extract, call, convert.
 //!
 //! ```text
-//! log, open, reader, ticket      what Python calls
+//! log, open, check, reader, ring, ticket   what Python calls
 //! operation                      what an asynchronous call returns
 //! loops, lines, jobs, queue      who waits for what, and where
 //! shared                         what the handles of one log have in common
@@ -9,7 +9,11 @@
 //! door                           the only way in and out of the interpreter
 //! ```
 
+// Documentation of what Python sees is written the way Python writes it.
+#![allow(clippy::doc_markdown)]
+
 mod buffer;
+mod check;
 mod door;
 mod error;
 mod jobs;
@@ -22,6 +26,7 @@ mod queue;
 mod reader;
 mod record;
 mod report;
+mod ring;
 mod shared;
 mod ticket;
 
@@ -30,11 +35,13 @@ mod ticket;
 mod _core {
     #[pymodule_export]
     use super::{
+        check::{repair_log, verify_log},
         log::Log,
         open::{backend_info, check_settings, open_log},
         operation::Operation,
         reader::Reader,
         record::Record,
+        ring::{Entry, Ring, RingTicket},
         ticket::Ticket,
     };
 
@@ -42,6 +49,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::door::admit(module.py())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

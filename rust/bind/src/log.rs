@@ -7,7 +7,11 @@ use millrace_core::{
     ids::Lsn,
     wal::{Level, cursor::Mark, log::Claimed},
 };
-use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
+use pyo3::{
+    exceptions::{PyTypeError, PyValueError},
+    prelude::*,
+    types::{PyBool, PyDict, PyInt},
+};
 
 use crate::{
     buffer, door, error,
@@ -22,7 +26,7 @@ use crate::{
     ticket::{self, Ticket},
 };
 
-/// An open log.
+/// The handle behind `millrace.Log`.
 #[pyclass(frozen, subclass, module = "millrace._core")]
 pub struct Log {
     shared: Arc<Shared>,
@@ -37,6 +41,30 @@ impl Log {
         Self { shared }
     }
 
+    /// Append one record; the result of the await is its LSN.
+    ///
+    /// The record is copied and gets its LSN when this is called, so records are in the order
+    /// of the calls. The await ends when the record is durable: it then survives the process,
+    /// the kernel and the power supply. With *durability* `"committed"` it ends when the record
+    /// is in the file, with `"appended"` when it is in memory. When as many records as the
+    /// settings allow wait for the disk, the call joins a line, first come first served.
+    ///
+    /// Cancelling stops the waiting, not the write. Only a record that still stands in line is
+    /// taken back and not written.
+    ///
+    /// Args:
+    ///     data: Any contiguous bytes-like object; empty is allowed.
+    ///
+    ///     durability: How far the record must have come. Default: `"durable"`.
+    ///
+    /// Raises:
+    ///     TypeError: If *data* is a `str` (encode it first) or not bytes-like.
+    ///
+    ///     TooLargeError: If it is larger than `record_bytes_max`.
+    ///
+    ///     LogPoisonedError: If the log failed; the record may or may not be durable.
+    ///
+    ///     ClosedError: If the log is closed.
     #[pyo3(signature = (data, *, durability = None))]
     fn append(
         &self,
@@ -51,6 +79,16 @@ impl Log {
         claimed_by(py, log, "append", claimed, level, Value::Lsn)
     }
 
+    /// Append several records as one; the result of the await is the range of their LSNs.
+    ///
+    /// They share a group, so after a crash either all of them are there or none. No items
+    /// give an empty range. Otherwise like `append`.
+    ///
+    /// Cancelling stops the waiting, not the write. Only a batch that still stands in line is
+    /// taken back and not written.
+    ///
+    /// Raises:
+    ///     TooLargeError: If they are more or larger than one group may be.
     #[pyo3(signature = (items, *, durability = None))]
     fn append_many(
         &self,
@@ -70,6 +108,13 @@ impl Log {
         claimed_by(py, log, "append_many", claimed, level, value)
     }
 
+    /// Append one record without waiting at all.
+    ///
+    /// Usable from any thread. The ticket tells the LSN at once and the outcome later.
+    ///
+    /// Raises:
+    ///     OverloadedError: If as many records as the settings allow wait for the disk, or
+    ///         others stand in line. Nothing was written.
     fn submit(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Ticket> {
         let log = self.here(py)?;
         let submitted = log.appender.submit(buffer::payload(data)?);
@@ -77,6 +122,13 @@ impl Log {
         Ok(Ticket::new(Arc::clone(log), lsn))
     }
 
+    /// Append one record from a plain thread and wait until it is durable.
+    ///
+    /// Other threads go on meanwhile. Never call it on the thread of an event loop.
+    ///
+    /// Raises:
+    ///     IoTimeout: If *timeout_s* passed first. The message says whether the record is still
+    ///         being written or was not written at all.
     #[pyo3(signature = (data, *, timeout_s = None))]
     fn append_sync(
         &self,
@@ -92,6 +144,9 @@ impl Log {
         Ok(lsn.0)
     }
 
+    /// Wait until everything appended before this call is durable; the result is the durable LSN.
+    ///
+    /// Cancelling stops the waiting and nothing else.
     fn flush(&self, py: Python<'_>) -> PyResult<Operation> {
         let log = self.here(py)?;
         let source = Source::Mark {
@@ -103,8 +158,12 @@ impl Log {
         Ok(Operation::new("flush", source))
     }
 
-    /// Done when the record at `lsn` is durable, also if nobody has appended it yet.
-    fn reached(&self, py: Python<'_>, lsn: u64) -> PyResult<Operation> {
+    /// Wait until *lsn* is durable, also if nobody has appended it yet.
+    fn reached(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = position)] lsn: u64,
+    ) -> PyResult<Operation> {
         let log = Arc::clone(self.here(py)?);
         let (level, value) = (Level::Durable, Value::Durable);
         Ok(Operation::quiet(
@@ -118,6 +177,7 @@ impl Log {
         ))
     }
 
+    /// Return a reader from *start* up to, not including, *stop*.
     #[pyo3(signature = (start, stop, records_max))]
     fn reader(
         &self,
@@ -132,25 +192,36 @@ impl Log {
         Ok(Reader::new(Arc::clone(log), reader, records_max))
     }
 
-    fn truncate_before(&self, py: Python<'_>, lsn: u64) -> PyResult<Operation> {
+    /// Drop whole segments below *lsn*; the result is the first LSN left.
+    ///
+    /// Never drops what a cursor holds back. The file of a segment goes when its last reader
+    /// lets go.
+    ///
+    /// Cancelling stops the waiting, not the truncation.
+    fn truncate_before(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = position)] lsn: u64,
+    ) -> PyResult<Operation> {
         self.job(py, "truncate_before", move |log| {
             let first = log.truncate_before(Lsn(lsn));
             jobs::answer(first, number)
         })
     }
 
-    /// A cursor's position and whether it holds truncation back; zero if never committed.
+    /// Return position and hold of a cursor; 0 if it was never committed.
     fn cursor(&self, py: Python<'_>, name: &str) -> PyResult<(u64, bool)> {
         let found = self.here(py)?.cursor(name);
         let mark = found.map_err(|failed| error::raise(py, &failed))?;
         Ok(mark.map_or((0, false), |mark| (mark.position.0, mark.holds_truncation)))
     }
 
+    /// Make a cursor's position durable.
     fn commit_cursor(
         &self,
         py: Python<'_>,
         name: String,
-        lsn: u64,
+        #[pyo3(from_py_with = position)] lsn: u64,
         holds_truncation: bool,
     ) -> PyResult<Operation> {
         let position = Lsn(lsn);
@@ -163,13 +234,19 @@ impl Log {
         })
     }
 
+    /// Write what was appended, mark the end, and release the directory.
+    ///
+    /// Closing twice is fine. Cancelling stops the waiting, not the closing.
+    ///
+    /// Raises:
+    ///     LogPoisonedError: If the log had failed; the first cause is in `__cause__`.
     fn close(&self, py: Python<'_>) -> PyResult<Operation> {
         self.job(py, "close", |log| {
             jobs::answer(log.close(), |py, ()| Ok(py.None()))
         })
     }
 
-    /// Closes from a plain thread. False: not finished in time; it goes on by itself.
+    /// Close from a plain thread; false if it is still closing after *timeout_s*.
     fn close_within(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
         let timeout = ticket::timeout(Some(timeout_s))?.unwrap_or(Duration::MAX);
         let log = Arc::clone(self.here(py)?);
@@ -185,36 +262,42 @@ impl Log {
             .map_or(Ok(true), |answer| answer(py).map(|_| true))
     }
 
+    /// The directory.
     #[getter]
     fn path(&self) -> std::path::PathBuf {
         self.shared.location().to_owned()
     }
 
+    /// LSN of the first record that can be read.
     #[getter]
     fn first_lsn(&self) -> u64 {
         self.shared.appender.first_lsn().0
     }
 
+    /// LSN of the last record that was appended, durable or not; 0 if there is none.
     #[getter]
     fn last_lsn(&self) -> u64 {
         self.shared.appender.marks().appended.0
     }
 
+    /// LSN of the last record that survives power loss.
     #[getter]
     fn durable_lsn(&self) -> u64 {
         self.shared.appender.marks().durable.0
     }
 
-    /// `open`, `read_only`, `closed` or `failed`.
+    /// `open`, `read_only`, `closed`, or `failed` after a failed write.
     #[getter]
     fn state(&self) -> &'static str {
         report::state(&self.shared)
     }
 
+    /// Return the fields of `RecoveryReport`.
     fn recovery_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         report::recovery(py, self.shared.appender.report())
     }
 
+    /// Return the fields of `LogStatistics`.
     fn statistics_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         report::statistics(py, &self.shared)
     }
@@ -267,17 +350,31 @@ fn claimed_by(
             }
         }
         Ok(Claimed::Later(pending)) => {
-            let pending = Arc::new(pending);
+            let (pending, number) = (Arc::new(pending), log.next_call());
             Source::InLine {
                 log,
                 level,
                 pending,
                 value,
+                number,
             }
         }
         Err(failed) => return Err(error::raise(py, &failed)),
     };
     Ok(Operation::new(name, source))
+}
+
+/// An LSN as an argument. `True` is not a number here, and no number is out of Rust's range.
+fn position(lsn: &Bound<'_, PyAny>) -> PyResult<u64> {
+    if lsn.is_instance_of::<PyBool>() || !lsn.is_instance_of::<PyInt>() {
+        let class = lsn.get_type().name()?.to_string();
+        return Err(PyTypeError::new_err(format!(
+            "lsn must be an int, not {class}"
+        )));
+    }
+    lsn.extract().map_err(|_| {
+        PyValueError::new_err(format!("lsn must lie between 0 and 2**64 - 1, not {lsn}"))
+    })
 }
 
 fn number(py: Python<'_>, lsn: Lsn) -> PyResult<Py<PyAny>> {

@@ -43,7 +43,7 @@ use pyo3::{
 
 use crate::{
     error,
-    jobs::Pigeonhole,
+    jobs::{Answer, Answering},
     lines::{Leaving, Lines, Outcome, Queued, Value, Waiter},
     shared::Shared,
 };
@@ -61,8 +61,20 @@ pub struct LoopPort {
 #[derive(Default)]
 struct State {
     lines: Vec<Lines>,
-    jobs: HashMap<u64, (Arc<Pigeonhole>, Py<PyAny>)>,
+    jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
     next_job: u64,
+}
+
+/// Tells a port which of its jobs to look at.
+struct Knock {
+    port: Arc<Port<u64>>,
+    id: u64,
+}
+
+impl Wake for Knock {
+    fn wake(&self) {
+        self.port.post(self.id);
+    }
 }
 
 /// The loop that ran last on this thread.
@@ -274,18 +286,32 @@ impl LoopPort {
             .lines_of(log, &self.port)
             .remove_queued(number);
         drop(forgotten);
+        // One behind it may have been admitted already and not been looked at.
+        self.port.wake();
     }
 
-    /// Resolves `future` once the job has answered.
-    pub fn wait_job(&self, hole: &Arc<Pigeonhole>, future: Py<PyAny>) {
+    /// Resolves `future` once `job` has answered.
+    pub fn wait_job(&self, job: &Arc<dyn Answering>, future: Py<PyAny>) {
         let mut state = lock(&self.state);
         let id = state.next_job;
         state.next_job += 1;
-        state.jobs.insert(id, (Arc::clone(hole), future));
+        state.jobs.insert(id, (Arc::clone(job), future));
         drop(state);
-        if !hole.subscribe(&self.port, id) {
+        self.subscribe(&**job, id);
+    }
+
+    fn subscribe(&self, job: &dyn Answering, id: u64) {
+        let port = Arc::clone(&self.port);
+        if !job.subscribe(Arc::new(Knock { port, id })) {
             self.port.post(id);
         }
+    }
+
+    /// The job was woken without an answer: it waits on.
+    fn wait_on(&self, id: u64, job: Arc<dyn Answering>, future: Py<PyAny>) {
+        let again = Arc::clone(&job);
+        lock(&self.state).jobs.insert(id, (job, future));
+        self.subscribe(&*again, id);
     }
 
     fn drain(&self, py: Python<'_>) -> PyResult<()> {
@@ -298,8 +324,14 @@ impl LoopPort {
         }
         drop(idle);
         deliver(py, leaving)?;
-        for (hole, future) in jobs {
-            deliver_answer(py, &hole, future.bind(py))?;
+        for (id, job, future) in jobs {
+            if is_done(future.bind(py))? {
+                continue;
+            }
+            match job.answer() {
+                Some(answer) => deliver_answer(py, answer, future.bind(py))?,
+                None => self.wait_on(id, job, future),
+            }
         }
         Ok(())
     }
@@ -309,7 +341,11 @@ impl LoopPort {
         &self,
         ids: &[u64],
         leaving: &mut Leaving,
-    ) -> (bool, Vec<Arc<Shared>>, Vec<(Arc<Pigeonhole>, Py<PyAny>)>) {
+    ) -> (
+        bool,
+        Vec<Arc<Shared>>,
+        Vec<(u64, Arc<dyn Answering>, Py<PyAny>)>,
+    ) {
         let mut state = lock(&self.state);
         let (mut ring, mut idle) = (false, Vec::new());
         for lines in &mut state.lines {
@@ -317,7 +353,15 @@ impl LoopPort {
             ring |= more;
             idle.extend(released);
         }
-        let jobs = ids.iter().filter_map(|id| state.jobs.remove(id)).collect();
+        let jobs = ids
+            .iter()
+            .filter_map(|id| {
+                state
+                    .jobs
+                    .remove(id)
+                    .map(|(job, future)| (*id, job, future))
+            })
+            .collect();
         (ring, idle, jobs)
     }
 
@@ -390,14 +434,13 @@ pub fn range(py: Python<'_>, start: u64, stop: u64) -> PyResult<Bound<'_, PyAny>
     RANGE.import(py, "builtins", "range")?.call1((start, stop))
 }
 
-fn deliver_answer(py: Python<'_>, hole: &Pigeonhole, future: &Bound<'_, PyAny>) -> PyResult<()> {
-    let is_done = future.call_method0(intern!(py, "done"))?.is_truthy()?;
-    if is_done {
-        return Ok(());
-    }
-    let Some(answer) = hole.take() else {
-        return Err(PyRuntimeError::new_err("an operation was answered twice"));
-    };
+fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
+    future
+        .call_method0(intern!(future.py(), "done"))?
+        .is_truthy()
+}
+
+fn deliver_answer(py: Python<'_>, answer: Answer, future: &Bound<'_, PyAny>) -> PyResult<()> {
     match answer(py) {
         Ok(value) => future.call_method1(intern!(py, "set_result"), (value,))?,
         Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,

@@ -38,7 +38,7 @@ struct Numbers {
 
 type Checked = (LogSettings, WaySetting, BackendSetting);
 
-/// Opens the log in `path`; the answer is a `Log`.
+/// Open the log in *path* on a worker thread.
 #[pyfunction]
 pub fn open_log(
     py: Python<'_>,
@@ -68,7 +68,7 @@ fn show(py: Python<'_>, shared: Arc<Shared>) -> PyResult<Py<PyAny>> {
     Ok(Py::new(py, Log::of(shared))?.into_any())
 }
 
-/// Which backend would be used: its name, why not the ring, and what helps against that.
+/// Return the backend that would be used, why it is not the ring, and what helps.
 #[pyfunction]
 pub fn backend_info(name: &str) -> PyResult<(&'static str, String, &'static str)> {
     let setting =
@@ -77,7 +77,7 @@ pub fn backend_info(name: &str) -> PyResult<(&'static str, String, &'static str)
     Ok((info.name, info.reason, info.hint))
 }
 
-/// Checks settings against each other, as an open would.
+/// Check numbers against each other as an open would.
 #[pyfunction]
 pub fn check_settings(py: Python<'_>, settings: &Bound<'_, PyAny>) -> PyResult<()> {
     let numbers = settings.extract::<Numbers>()?;
@@ -99,6 +99,7 @@ impl Numbers {
             sync_interval_min: duration("min_sync_interval_s", self.min_sync_interval_s)?,
             recovery: mode(&self.recovery)?,
             lock_timeout: duration("lock_timeout_s", self.lock_timeout_s)?,
+            ..LogSettings::default()
         };
         settings.validate()?;
         driver(&self.driver)?;

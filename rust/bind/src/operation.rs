@@ -28,6 +28,7 @@ use millrace_core::{
     },
 };
 use pyo3::{
+    PyTraverseError, PyVisit,
     exceptions::{PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyTypeError},
     intern,
     prelude::*,
@@ -36,7 +37,7 @@ use pyo3::{
 
 use crate::{
     door, error,
-    jobs::Pigeonhole,
+    jobs::Answering,
     lines::{Queued, Value, Waiter, last},
     loops::{self, LoopPort},
     shared::Shared,
@@ -64,14 +65,29 @@ pub enum Source {
         level: Level,
         pending: Arc<PendingAppend>,
         value: Value,
+        /// Later calls have higher ones.
+        number: u64,
     },
-    /// A job on a worker.
-    Job(Arc<Pigeonhole>),
+    /// Whatever answers, such as a job on a worker.
+    Job(Arc<dyn Answering>),
     /// Nothing: the value is known.
     Known(Py<PyAny>),
 }
 
-/// An operation under way.
+impl Source {
+    fn can_be_taken_back(&self) -> bool {
+        match self {
+            Self::InLine { .. } => true,
+            Self::Job(job) => job.can_withdraw(),
+            Self::Mark { .. } | Self::Known(_) => false,
+        }
+    }
+}
+
+/// An operation under way: started by the call that returned it, awaited once.
+///
+/// It is a coroutine as far as asyncio is concerned: await it, or give it to `create_task`,
+/// `TaskGroup`, `gather`, `wait_for` or `shield`. Dropping it does not stop what it started.
 #[pyclass(frozen, module = "millrace._core")]
 pub struct Operation {
     name: &'static str,
@@ -87,11 +103,17 @@ enum State {
     /// A task steps us itself and waits for this future.
     Waiting {
         future: Py<PyAny>,
-        line: Option<InLine>,
+        hold: Option<Hold>,
     },
     /// Done, and the loop was yielded to first.
     Yielded(Py<PyAny>),
     Spent,
+}
+
+/// What can still be taken back.
+enum Hold {
+    Line(InLine),
+    Job(Arc<dyn Answering>),
 }
 
 /// Where to take back an append.
@@ -105,7 +127,7 @@ struct InLine {
 /// What starting to wait came to.
 enum Step<'py> {
     Ready(Bound<'py, PyAny>),
-    Wait(Bound<'py, PyAny>, Option<InLine>),
+    Wait(Bound<'py, PyAny>, Option<Hold>),
 }
 
 impl Operation {
@@ -148,28 +170,30 @@ impl Operation {
                     self.put(State::Yielded(value.unbind()));
                     Ok(py.None())
                 }
-                Step::Wait(future, line) => self.wait_for(future, line),
+                Step::Wait(future, hold) => self.wait_for(future, hold),
             },
-            State::Waiting { future, .. } => {
-                let future = future.bind(py);
-                if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
-                    return Err(PyRuntimeError::new_err("await wasn't used with future"));
+            State::Waiting { future, hold } => {
+                let waited = future.bind(py);
+                if waited.call_method0(intern!(py, "done"))?.is_truthy()? {
+                    let result = waited.call_method0(intern!(py, "result"))?;
+                    return Err(stop(result.unbind()));
                 }
-                Err(stop(future.call_method0(intern!(py, "result"))?.unbind()))
+                self.put(State::Waiting { future, hold });
+                Err(PyRuntimeError::new_err("await wasn't used with future"))
             }
             State::Yielded(value) => Err(stop(value)),
             State::Spent => Err(self.spent()),
         }
     }
 
-    fn wait_for(&self, future: Bound<'_, PyAny>, line: Option<InLine>) -> PyResult<Py<PyAny>> {
+    fn wait_for(&self, future: Bound<'_, PyAny>, hold: Option<Hold>) -> PyResult<Py<PyAny>> {
         let py = future.py();
         future.setattr(intern!(py, "_asyncio_future_blocking"), true)?;
         let future = future.unbind();
         let waiting = future.clone_ref(py);
         self.put(State::Waiting {
             future: waiting,
-            line,
+            hold,
         });
         Ok(future)
     }
@@ -181,8 +205,15 @@ impl Operation {
             | State::Begun(Source::InLine { pending, .. }) => {
                 pending.cancel();
             }
+            State::Fresh(Source::Job(job))
+            | State::Begun(Source::Job(job))
+            | State::Waiting {
+                hold: Some(Hold::Job(job)),
+                ..
+            } => job.withdraw(),
             State::Waiting {
-                line: Some(line), ..
+                hold: Some(Hold::Line(line)),
+                ..
             } if line.pending.cancel() => {
                 line.port.forget_admission(&line.log, line.number);
             }
@@ -219,14 +250,17 @@ fn start(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
             level,
             pending,
             value,
-        } => start_line(py, log, level, pending, value),
-        Source::Job(hole) => {
-            if let Some(answer) = hole.take() {
+            number,
+        } => start_line(py, log, level, pending, value, number),
+        Source::Job(job) => {
+            if let Some(answer) = job.answer() {
                 return Ok(Step::Ready(answer(py)?.into_bound(py)));
             }
             let here = loops::here(py)?;
-            here.port().wait_job(&hole, here.future.clone().unbind());
-            Ok(Step::Wait(here.future, None))
+            let future = here.future.clone().unbind();
+            here.port().wait_job(&job, future);
+            let hold = job.can_withdraw().then_some(Hold::Job(job));
+            Ok(Step::Wait(here.future, hold))
         }
         Source::Known(value) => Ok(Step::Ready(value.into_bound(py))),
     }
@@ -263,13 +297,14 @@ fn start_line(
     level: Level,
     pending: Arc<PendingAppend>,
     value: Value,
+    number: u64,
 ) -> PyResult<Step<'_>> {
     match pending.state() {
         Pending::Admitted(first) => start_mark(py, &log, level, last(first.0, value), value),
         Pending::Failed(failed) => Err(error::raise(py, &failed)),
         Pending::Waiting => {
             let here = loops::here(py)?;
-            let (number, port) = (log.next_call(), Arc::clone(here.port()));
+            let port = Arc::clone(here.port());
             let future = here.future.clone().unbind();
             let queued = Queued {
                 pending: Arc::clone(&pending),
@@ -280,12 +315,12 @@ fn start_line(
             port.wait_admission(&log, number, queued);
             Ok(Step::Wait(
                 here.future,
-                Some(InLine {
+                Some(Hold::Line(InLine {
                     log,
                     port,
                     pending,
                     number,
-                }),
+                })),
             ))
         }
     }
@@ -306,7 +341,7 @@ impl Operation {
     fn __await__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let (py, this) = (slf.py(), slf.get());
         let source = match this.take() {
-            State::Fresh(source @ Source::InLine { .. }) => {
+            State::Fresh(source) if source.can_be_taken_back() => {
                 this.put(State::Begun(source));
                 return Ok(slf.clone().into_any());
             }
@@ -319,6 +354,7 @@ impl Operation {
         iterate(py, source)
     }
 
+    /// Advance one step, as a task does; the result is what to wait for.
     #[pyo3(signature = (value, /))]
     fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         if !value.is_none() {
@@ -331,10 +367,7 @@ impl Operation {
         self.step(py)
     }
 
-    fn __iter__(slf: Py<Self>) -> Py<Self> {
-        slf
-    }
-
+    /// Stop waiting with an exception, as a cancelled task does.
     #[pyo3(signature = (kind, value = None, traceback = None))]
     fn throw(
         &self,
@@ -350,6 +383,7 @@ impl Operation {
         ))
     }
 
+    /// Stop waiting. What can still be taken back is.
     fn close(&self) {
         self.abandon();
     }
@@ -361,6 +395,56 @@ impl Operation {
         item: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyGenericAlias>> {
         PyGenericAlias::new(class.py(), class.as_any(), item)
+    }
+
+    /// A task that steps an operation is held by it, by way of the future: a cycle when the loop
+    /// is gone.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // The collector runs on a thread that may hold the state; then nothing is garbage yet.
+        let Ok(state) = self.state.try_lock() else {
+            return Ok(());
+        };
+        match &*state {
+            State::Fresh(Source::Known(held))
+            | State::Begun(Source::Known(held))
+            | State::Waiting { future: held, .. }
+            | State::Yielded(held) => visit.call(held),
+            State::Fresh(_) | State::Begun(_) | State::Spent => Ok(()),
+        }
+    }
+
+    fn __clear__(&self) {
+        drop(self.take());
+    }
+
+    /// What asyncio shows in the representation of a task.
+    #[getter]
+    fn __name__(&self) -> &'static str {
+        self.name
+    }
+
+    /// The same.
+    #[getter]
+    fn __qualname__(&self) -> &'static str {
+        self.name
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // The collector runs on a thread that may be inside; then nothing is garbage yet.
+        let Ok(state) = self.state.try_lock() else {
+            return Ok(());
+        };
+        match &*state {
+            State::Fresh(Source::Known(held))
+            | State::Begun(Source::Known(held))
+            | State::Waiting { future: held, .. }
+            | State::Yielded(held) => visit.call(held),
+            State::Fresh(_) | State::Begun(_) | State::Spent => Ok(()),
+        }
+    }
+
+    fn __clear__(&self) {
+        drop(self.take());
     }
 
     fn __repr__(&self) -> String {

@@ -17,7 +17,7 @@ use crate::{door, error, shared::Shared};
 
 /// A thread that sleeps until its append leaves the line.
 #[derive(Default)]
-struct Sleeper {
+pub struct Sleeper {
     is_awake: Mutex<bool>,
     woken: Condvar,
 }
@@ -30,7 +30,7 @@ impl Wake for Sleeper {
 }
 
 impl Sleeper {
-    fn sleep(&self, timeout: Duration) {
+    pub fn sleep(&self, timeout: Duration) {
         let is_awake = lock(&self.is_awake);
         drop(
             self.woken

@@ -17,7 +17,7 @@ use crate::{
     shared::Shared,
 };
 
-/// A place in a log, moving forward.
+/// A place in a log, moving forward in batches.
 #[pyclass(frozen, module = "millrace._core")]
 pub struct Reader {
     inner: Arc<Inner>,
@@ -47,7 +47,7 @@ impl Reader {
 
 #[pymethods]
 impl Reader {
-    /// The next batch as a list of records, or `None` when there is none yet.
+    /// Return the next records; `None` when there are none yet.
     fn batch(&self, py: Python<'_>) -> PyResult<Operation> {
         let ahead = lock(&self.inner.ahead).take();
         let hole = match ahead {
@@ -57,7 +57,7 @@ impl Reader {
         Ok(Operation::quiet("read", Source::Job(hole)))
     }
 
-    /// LSN of the next record that has not been read, or `None` at the stop.
+    /// LSN of the record after the last batch; `None` at the stop.
     fn next_lsn(&self) -> Option<u64> {
         let reader = lock(&self.inner.reader);
         let reader = reader.as_ref().filter(|reader| !reader.is_finished())?;

@@ -1,8 +1,10 @@
 //! Records as Python sees them, made a batch at a time.
 
+use std::iter;
+
 use millrace_core::wal::reader::Batch;
 use pyo3::{
-    exceptions::PyTypeError,
+    ffi,
     prelude::*,
     types::{PyBytes, PyList, PyTuple},
 };
@@ -10,10 +12,13 @@ use pyo3::{
 /// One record of a log.
 #[pyclass(frozen, module = "millrace._core")]
 pub struct Record {
+    /// Its position in the log; the first record is 1.
     #[pyo3(get)]
     lsn: u64,
+    /// Its bytes.
     #[pyo3(get)]
     data: Py<PyBytes>,
+    /// When its group was written, in nanoseconds since 1970, UTC. May step back.
     #[pyo3(get)]
     timestamp: i64,
 }
@@ -78,26 +83,71 @@ impl Record {
 
 /// A list of the batch's records.
 pub fn list<'py>(py: Python<'py>, batch: &Batch) -> PyResult<Bound<'py, PyList>> {
-    let mut records = Vec::with_capacity(batch.len());
-    let mut payloads = batch.payloads();
-    let mut lsn = batch.first().0;
-    for group in batch.groups() {
-        for data in payloads.by_ref().take(group.records as usize) {
-            let data = PyBytes::new(py, data).unbind();
-            let timestamp = group.timestamp_ns;
-            records.push(Bound::new(
-                py,
-                Record {
-                    lsn,
-                    data,
-                    timestamp,
-                },
-            )?);
-            lsn += 1;
-        }
-    }
-    if records.len() != batch.len() {
-        return Err(PyTypeError::new_err("a batch whose groups do not add up"));
-    }
-    PyList::new(py, records)
+    let timestamps = batch
+        .groups()
+        .iter()
+        .flat_map(|group| iter::repeat_n(group.timestamp_ns, group.records as usize));
+    let rows = batch.payloads().zip(timestamps).zip(batch.first().0..);
+    let rows = rows.map(|((data, timestamp), lsn)| Row {
+        lsn,
+        data,
+        timestamp,
+    });
+    PyList::new(
+        py,
+        Exactly {
+            rows,
+            left: batch.len(),
+        },
+    )
 }
+
+/// A record that becomes an object when its place in the list is filled.
+struct Row<'a> {
+    lsn: u64,
+    data: &'a [u8],
+    timestamp: i64,
+}
+
+impl<'py> IntoPyObject<'py> for Row<'_> {
+    type Target = Record;
+    type Output = Bound<'py, Record>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
+        let record = Bound::new(
+            py,
+            Record {
+                lsn: self.lsn,
+                data: PyBytes::new(py, self.data).unbind(),
+                timestamp: self.timestamp,
+            },
+        )?;
+        // SAFETY: a live object that is tracked, which we own. It holds numbers and `bytes`, so it
+        // can be in no cycle, and the collector need not look at it: a scan makes millions. The
+        // destructor untracks once more, which is allowed.
+        unsafe { ffi::PyObject_GC_UnTrack(record.as_ptr().cast()) };
+        Ok(record)
+    }
+}
+
+/// Rows whose number is known.
+struct Exactly<I> {
+    rows: I,
+    left: usize,
+}
+
+impl<I: Iterator> Iterator for Exactly<I> {
+    type Item = I::Item;
+
+    fn next(&mut self) -> Option<I::Item> {
+        self.left = self.left.checked_sub(1)?;
+        self.rows.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl<I: Iterator> ExactSizeIterator for Exactly<I> {}

@@ -6,7 +6,7 @@ use millrace_core::{
 };
 use pyo3::{
     prelude::*,
-    types::{PyDict, PyList},
+    types::{PyDict, PyTuple},
 };
 
 use crate::shared::Shared;
@@ -25,8 +25,6 @@ pub fn state(log: &Shared) -> &'static str {
 
 /// What recovery found.
 pub fn recovery<'py>(py: Python<'py>, report: &RecoveryReport) -> PyResult<Bound<'py, PyDict>> {
-    let damage = report.damage.iter().map(|damage| row(py, damage));
-    let damage: Vec<_> = damage.collect::<PyResult<_>>()?;
     let dict = PyDict::new(py);
     dict.set_item("records", report.records)?;
     dict.set_item("bytes", report.bytes)?;
@@ -34,8 +32,14 @@ pub fn recovery<'py>(py: Python<'py>, report: &RecoveryReport) -> PyResult<Bound
     dict.set_item("cut_bytes", report.cut_bytes)?;
     dict.set_item("is_clean", report.clean_close)?;
     dict.set_item("elapsed_s", report.elapsed.as_secs_f64())?;
-    dict.set_item("damage", PyList::new(py, damage)?.to_tuple())?;
+    dict.set_item("damage", damage(py, &report.damage)?)?;
     Ok(dict)
+}
+
+/// A tuple with a row for each damage.
+pub fn damage<'py>(py: Python<'py>, found: &[Damage]) -> PyResult<Bound<'py, PyTuple>> {
+    let rows = found.iter().map(|damage| row(py, damage));
+    PyTuple::new(py, rows.collect::<PyResult<Vec<_>>>()?)
 }
 
 fn row<'py>(py: Python<'py>, damage: &Damage) -> PyResult<Bound<'py, PyDict>> {

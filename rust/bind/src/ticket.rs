@@ -12,7 +12,7 @@ use crate::{
     shared::Shared,
 };
 
-/// A record that was submitted.
+/// A record that was submitted: look at it, wait for it, or await it as often as you like.
 #[pyclass(frozen, module = "millrace._core")]
 pub struct Ticket {
     log: Arc<Shared>,
@@ -31,15 +31,23 @@ impl Ticket {
 
 #[pymethods]
 impl Ticket {
+    /// The LSN of the record.
     #[getter]
     fn lsn(&self) -> u64 {
         self.lsn
     }
 
+    /// Whether it is durable, or will never be because the log failed.
     fn done(&self) -> bool {
         self.is_durable() || self.log.appender.failure().is_some()
     }
 
+    /// Wait on a plain thread until the record is durable; return its LSN.
+    ///
+    /// Raises:
+    ///     IoTimeout: If *timeout_s* passed first; the record is still being written.
+    ///
+    ///     LogPoisonedError: If the log failed; the record may or may not be durable.
     #[pyo3(signature = (timeout_s = None))]
     fn wait(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<u64> {
         wait(

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_EXIT_S = 10.0
+# A busy machine is slow, and a test stopped half way leaves mounts and children behind.
+pytestmark = pytest.mark.timeout(300)
+_EXIT_S = 20.0
 _PRELUDE = """
 import asyncio, os, sys, signal, time, threading
 from millrace import Log, LogSettings

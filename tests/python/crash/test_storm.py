@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CHILD = Path(__file__).with_name("storm_child.py")
 LIVES = 40
 LIVES_PER_LOG = 120
-_PATIENCE_S = 40
+_PATIENCE_S = 100
 VARIANTS = (
     {"commit_path": "auto"},
     {"commit_path": "pwrite"},
@@ -210,7 +210,7 @@ def run_storm(base: Path, lives: int, seconds: float) -> Counter[str]:
         while storm.tally["lives"] < lives and time.monotonic() < end:
             storm.live_once()
         tally = storm.finish()
-    except (AssertionError, subprocess.TimeoutExpired) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it was, the seed repeats it
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
         )
@@ -222,7 +222,7 @@ def run_storm(base: Path, lives: int, seconds: float) -> Counter[str]:
     return tally
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_sigkill_storm(tmp_path: Path) -> None:
     # Killed at any moment, a log keeps every promise, invents nothing and takes nothing back.
     tally = run_storm(tmp_path, LIVES, 45)

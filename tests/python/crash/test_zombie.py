@@ -34,7 +34,7 @@ _SETTINGS: dict[str, Any] = {
 _ACKS = 30
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("commit_path", ["ring_dsync", "direct"])
 def test_writes_of_a_killed_owner_do_not_land_on_its_successor(
     tmp_path: Path, commit_path: str

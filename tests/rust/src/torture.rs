@@ -6,12 +6,18 @@
 use std::time::{Duration, Instant};
 
 use millrace_core::{
-    sim::{Explorer, Model, Names, Plan, Report, Settings, Torn, mix, sequence, sequences_count},
+    sim::{
+        Explorer, Fault, Kind, Model, Names, Plan, Report, Settings, Torn, Trouble, Violation, mix,
+        sequence, sequences_count,
+    },
     wal::{
         open::Manner,
         trial::{Op, Trial},
     },
 };
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
 
 /// Most operations of a workload.
 const OPERATIONS: u32 = 6;
@@ -98,6 +104,7 @@ pub enum Budget {
 /// What came of a campaign.
 #[derive(Debug)]
 pub struct Summary {
+    item: &'static str,
     campaign: Campaign,
     seed: u64,
     report: Report,
@@ -120,12 +127,15 @@ impl Summary {
             lives,
             kills,
             twice,
+            faults,
+            ..
         } = self.report;
         let rate = states as f64 / self.elapsed.as_secs_f64().max(1e-9);
         format!(
-            "T1/T2 {}: {distinct} distinct states ({states} checked, {rate:.0}/s), {moments} \
+            "{} {}: {distinct} distinct states ({states} checked, {rate:.0}/s), {moments} \
              crash points of {workloads} workloads, {lives} nested lives, {kills} kills, {twice} \
-             recovered twice, seed {}, {:.1} s",
+             recovered twice, {faults} faults, seed {}, {:.1} s",
+            self.item,
             self.campaign.name,
             self.seed,
             self.elapsed.as_secs_f64()
@@ -168,44 +178,115 @@ pub fn workload(seed: u64, number: u64) -> Vec<Op> {
     sequence(&alphabet, drawn)
 }
 
-/// Runs workloads from number `first` on, every `step`-th, until the budget is spent. The error
-/// is one line that says what broke and how to see it again.
-pub fn run(
+fn explorer<'a>(trial: &'a Trial, campaign: Campaign, seed: u64) -> Explorer<'a, Trial> {
+    Explorer::new(trial, plan(campaign, seed))
+}
+
+fn trial(campaign: Campaign) -> Trial {
+    Trial::new(Manner {
+        window: campaign.window,
+        direct: campaign.direct,
+    })
+}
+
+impl Budget {
+    fn is_spent(self, begin: Instant, report: &Report) -> bool {
+        match self {
+            Self::States(count) => report.distinct >= count,
+            Self::Time(time) => begin.elapsed() >= time,
+        }
+    }
+}
+
+fn failure(item: &str, campaign: Campaign, seed: u64, number: u64, error: &Violation) -> String {
+    let name = campaign.name;
+    format!(
+        "{item} {name}: {error}; again: cargo run --profile fast -p millrace-tests --bin torture \
+         -- {item} {name} seed={seed} workload={number}"
+    )
+}
+
+/// T1 and T2: workloads from number `first` on, until the budget is spent. The error is one line
+/// that says what broke and how to see it again.
+pub fn crashes(
     campaign: Campaign,
     seed: u64,
     first: u64,
-    step: u64,
     budget: Budget,
 ) -> Result<Summary, String> {
+    const ITEM: &str = "crashes";
     let begin = Instant::now();
-    let manner = Manner {
-        window: campaign.window,
-        direct: campaign.direct,
-    };
-    let trial = Trial::new(manner);
-    let mut explorer = Explorer::new(&trial, plan(campaign, seed));
+    let trial = trial(campaign);
+    let mut explorer = explorer(&trial, campaign, seed);
     let mut number = first;
-    loop {
-        let is_spent = match budget {
-            Budget::States(count) => explorer.report.distinct >= count,
-            Budget::Time(time) => begin.elapsed() >= time,
-        };
-        if is_spent {
-            break;
-        }
-        explorer.workload(&workload(seed, number)).map_err(|error| {
-            let name = campaign.name;
-            format!(
-                "T1/T2 {name}: {error}; again: cargo run --profile fast -p millrace-tests --bin \
-                 torture -- {name} seed={seed} workload={number}"
-            )
-        })?;
-        number += step;
+    while !budget.is_spent(begin, &explorer.report) {
+        explorer
+            .workload(&workload(seed, number))
+            .map_err(|error| failure(ITEM, campaign, seed, number, &error))?;
+        number += 1;
     }
+    let (report, elapsed) = (explorer.report, begin.elapsed());
     Ok(Summary {
+        item: ITEM,
         campaign,
         seed,
-        report: explorer.report,
-        elapsed: begin.elapsed(),
+        report,
+        elapsed,
+    })
+}
+
+/// Every fault that the n-th operation of a kind can have.
+fn troubles(kind: Kind) -> Vec<Trouble> {
+    let mut troubles = vec![Trouble::Fails(EIO), Trouble::Fails(ENOSPC), Trouble::Stalls];
+    if matches!(kind, Kind::Sync | Kind::Write | Kind::WriteSync) {
+        troubles.push(Trouble::Drops(EIO));
+    }
+    troubles
+}
+
+/// T4 on top of T1: in workloads from number `first` on, the n-th operation of each kind fails,
+/// lies or stalls, once and for ever, n = 1, 2, ... until it no longer happens; after each, every
+/// crash. Until the budget is spent.
+pub fn faults(
+    campaign: Campaign,
+    seed: u64,
+    first: u64,
+    budget: Budget,
+) -> Result<Summary, String> {
+    const ITEM: &str = "faults";
+    let begin = Instant::now();
+    let trial = trial(campaign);
+    let mut explorer = explorer(&trial, campaign, seed);
+    let mut number = first;
+    while !budget.is_spent(begin, &explorer.report) {
+        let ops = workload(seed, number);
+        for kind in Kind::ALL {
+            for trouble in troubles(kind) {
+                for forever in [false, true] {
+                    let fault = |nth| Fault {
+                        kind,
+                        nth,
+                        forever,
+                        trouble,
+                    };
+                    let mut nth = 1;
+                    while explorer
+                        .fault(&ops, fault(nth))
+                        .map_err(|error| failure(ITEM, campaign, seed, number, &error))?
+                    {
+                        nth += 1;
+                    }
+                }
+            }
+        }
+        number += 1;
+    }
+    let (report, elapsed) = (explorer.report, begin.elapsed());
+    Ok(Summary {
+        item: ITEM,
+        campaign,
+        seed,
+        report,
+        elapsed,
     })
 }

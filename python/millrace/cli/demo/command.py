@@ -17,7 +17,7 @@ from millrace.cli.demo.run import Checked, Demo, DemoError, Options, Outcome
 from millrace.cli.output import Output, command, describe
 from millrace.cli.units import bytes_text, seconds_text
 
-_COLUMNS = ("", "records", "bytes", "records/s", "p50", "p99", "loop lag p99", "lost")
+_COLUMNS = ("", "records", "bytes", "records/s", "p50", "p99", "lag p99", "lost")
 
 
 @click.command()

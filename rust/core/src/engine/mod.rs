@@ -1,7 +1,7 @@
 //! The engine raises the floors in order: it knows which disks this machine offers and hands them
 //! to the log, which does not.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use crate::{
     clock::{Clock, SystemClock},
@@ -64,15 +64,20 @@ pub struct BackendInfo {
     pub hint: &'static str,
 }
 
+/// A group waits for writers who were just answered for a quarter of a sync, and never longer
+/// than this: half of what one event loop needs to run a few dozen tasks once.
+const PATIENCE_MAX: Duration = Duration::from_micros(100);
+
 /// Opens a log on the machine's own disk, creating it if needed.
 pub fn open_log(
     path: &Path,
-    settings: LogSettings,
+    mut settings: LogSettings,
     way: WaySetting,
     backend: BackendSetting,
 ) -> Result<Log> {
     let world = world()?;
     let candidates = candidates(&world, way, backend)?;
+    settings.patience_max = PATIENCE_MAX;
     Log::open(&world, path, settings, &candidates)
 }
 

@@ -52,6 +52,7 @@ pub use file::{Access, File, Open};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryDisk;
 pub use request::{Answer, Class, Finished, Op, Request, Token};
+pub(crate) use sys::wake_on_time;
 
 /// How long [`Backend::poll`] may wait when nothing has finished yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use std::{cell::RefCell, fmt::Debug, rc::Rc, sync::Arc, time::Duration};
 use super::{
     crash::{CrashPoint, Model, Seen},
     disk::SimDisk,
+    fault::Fault,
     flight::Zombies,
     image::Image,
     oracle::{Ledger, Monitor, Verdict},
@@ -24,6 +25,9 @@ use super::{
     world::{Event, Settings, World},
 };
 use crate::sync::{Mutex, lock};
+
+/// The oracle that says a log does not go on: no violation where something was made to fail.
+pub const LIVENESS: &str = "O8";
 
 /// How many images are remembered; one that is met again after so many others counts again.
 const REMEMBERED: usize = 1 << 25;
@@ -38,6 +42,7 @@ struct Pages {
     monitor: Monitor,
     moments: Vec<Moment>,
     is_on: bool,
+    waits_for_fault: bool,
     seen: (u64, u64),
     plan: Plan,
 }
@@ -58,6 +63,7 @@ impl Book {
             monitor: Monitor::default(),
             moments: Vec::new(),
             is_on,
+            waits_for_fault: false,
             seen: (u64::MAX, u64::MAX),
             plan,
         })))
@@ -87,6 +93,9 @@ impl Book {
 impl Pages {
     fn see(&mut self, world: &World, event: &Event) {
         self.monitor.see(world, event);
+        if self.waits_for_fault && world.faults.hits == 0 {
+            return;
+        }
         let now = (world.version(), self.ledger.fingerprint());
         if !self.is_on || now == self.seen {
             return;
@@ -183,7 +192,7 @@ impl Default for Plan {
 }
 
 /// What was done.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Report {
     /// Sequences of operations.
     pub workloads: u64,
@@ -199,6 +208,10 @@ pub struct Report {
     pub kills: u64,
     /// Recoveries repeated.
     pub twice: u64,
+    /// Operations that failed on order.
+    pub faults: u64,
+    /// Tells this history from others: the same plan and workloads give the same.
+    pub digest: u64,
 }
 
 impl Report {
@@ -211,6 +224,8 @@ impl Report {
         self.lives += other.lives;
         self.kills += other.kills;
         self.twice += other.twice;
+        self.faults += other.faults;
+        self.digest = mix(self.digest ^ other.digest);
     }
 }
 
@@ -236,6 +251,19 @@ impl<'a, S: Subject> Explorer<'a, S> {
         }
     }
 
+    /// What `ops` do when `fault` happens in their life, and every crash after it. Whether the
+    /// fault happened.
+    pub fn fault(&mut self, ops: &[S::Op], fault: Fault) -> Verdict<bool> {
+        self.report.workloads += 1;
+        let disk = SimDisk::new(self.plan.settings);
+        disk.with(|world| world.faults.order(fault));
+        self.life(&disk, Ledger::default(), ops, 0)
+            .map_err(|error| error.at(format!("{fault:?} in workload {ops:?}")))?;
+        let hits = disk.with(|world| world.faults.hits);
+        self.report.faults += hits;
+        Ok(hits > 0)
+    }
+
     /// Every crash within the last of `ops`, and what follows from it.
     pub fn workload(&mut self, ops: &[S::Op]) -> Verdict {
         self.report.workloads += 1;
@@ -249,12 +277,14 @@ impl<'a, S: Subject> Explorer<'a, S> {
     }
 
     fn life(&mut self, disk: &SimDisk, ledger: Ledger, ops: &[S::Op], depth: usize) -> Verdict {
-        let only_last = depth == 0 && !ops.is_empty();
+        let has_fault = disk.with(|world| world.faults.is_ordered());
+        let only_last = depth == 0 && !ops.is_empty() && !has_fault;
         let mut plan = self.plan;
         if depth + 1 >= plan.depth {
             plan.kill_one_in = 0;
         }
         let book = Book::new(ledger, plan, !only_last);
+        lock(&book.0).waits_for_fault = has_fault;
         let hook = book.clone();
         disk.with(|world| {
             if plan.seals {
@@ -275,7 +305,12 @@ impl<'a, S: Subject> Explorer<'a, S> {
             pages.monitor.verdict()?;
             std::mem::take(&mut pages.moments)
         };
-        drop(outcome?);
+        match outcome {
+            // The log may stop; what it must not do has been checked.
+            Err(stop) if stop.oracle == LIVENESS && disk.with(|world| world.faults.hits > 0) => {}
+            outcome => drop(outcome?),
+        }
+        self.report.digest = mix(self.report.digest ^ disk.with(|world| world.digest()));
         for moment in moments {
             self.take_apart(&moment, depth)
                 .map_err(|error| error.at(format!("life {depth}, event {:?}", moment.event)))?;

@@ -156,6 +156,11 @@ impl Faults {
         self.orders.push((fault, target));
     }
 
+    /// Whether a fault is on order.
+    pub fn is_ordered(&self) -> bool {
+        !self.orders.is_empty()
+    }
+
     /// Cancels all orders.
     pub fn clear(&mut self) {
         self.orders.clear();

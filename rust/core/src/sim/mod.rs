@@ -11,7 +11,7 @@
 //!    |
 //!  Volume: files and directories, cached and durable    volume.rs, content.rs
 //!    |
-//!  CrashPoint ---> Image ---> SimDisk::from_image       crash.rs, image.rs
+//!  CrashPoint ---> Image ---> SimDisk::from_image       capture.rs, crash.rs, image.rs
 //!    |
 //!  Explorer: lives, kills, Ledger and its oracles       explore.rs, oracle.rs
 //! ```
@@ -27,6 +27,7 @@
 //! Short transfers, `EINTR` and the like lie below the contract and are tested on the real
 //! backends. What a recovered log must look like is told by the oracles, which know no file.
 
+mod capture;
 mod carry;
 mod content;
 mod crash;
@@ -44,7 +45,7 @@ mod world;
 pub use content::{Content, SECTOR, Sector};
 pub use crash::{COMPLETE, CrashPoint, Digits, Model, Names, Seen, Torn};
 pub use disk::SimDisk;
-pub use explore::{Book, Explorer, Plan, Report, Subject, sequence, sequences_count};
+pub use explore::{Book, Explorer, LIVENESS, Plan, Report, Subject, sequence, sequences_count};
 pub use fault::{Fault, Faults, Kind, Trouble};
 pub use flight::{Target, Zombies};
 pub use image::Image;

@@ -155,6 +155,13 @@ impl Builder {
         self.put(&encoded)
     }
 
+    /// The same, unless only the close frame fits.
+    pub fn watermark_if_room(&mut self) {
+        if self.writer().fits(0) {
+            self.watermark();
+        }
+    }
+
     /// A clean close.
     pub fn close(&mut self) -> u64 {
         let stamp = self.stamp();

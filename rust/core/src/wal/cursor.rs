@@ -51,7 +51,7 @@ pub struct Mark {
 }
 
 /// All cursors of a log, as they are on disk.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Cursors {
     file: Option<File>,
     generation: u64,
@@ -120,6 +120,28 @@ impl Cursors {
                 format!("a log has at most {CURSORS_MAX} cursors"),
             ));
         }
+        self.store(io, dir, marks)
+    }
+
+    /// Moves cursors that stand above `last`, the last record there is, back to it. Only a repair
+    /// leaves such: it drops records, and their LSNs are given out again.
+    pub(crate) fn hold_at(&mut self, io: &mut Blocking<'_>, dir: &File, last: Lsn) -> Result<()> {
+        if self.marks.values().all(|mark| mark.position <= last) {
+            return Ok(());
+        }
+        let mut marks = self.marks.clone();
+        for mark in marks.values_mut() {
+            mark.position = mark.position.min(last);
+        }
+        self.store(io, dir, marks)
+    }
+
+    fn store(
+        &mut self,
+        io: &mut Blocking<'_>,
+        dir: &File,
+        marks: BTreeMap<String, Mark>,
+    ) -> Result<()> {
         let generation = self.generation + 1;
         let image = encode(generation, &marks);
         match &self.file {

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    io::{Backend, Blocking, Disk, File},
+    io::{self, Backend, Blocking, Disk, File},
     sync::Arc,
 };
 
@@ -32,6 +32,7 @@ pub(crate) fn spawn(
     let thread = thread::Builder::new()
         .name("millrace-log".to_owned())
         .spawn(move || {
+            io::wake_on_time();
             let mut backend = match begin(&*disk, &committer, &lock) {
                 Ok(backend) => backend,
                 Err(error) => {
@@ -85,11 +86,18 @@ fn drive(committer: &mut Committer, backend: &mut dyn Backend) {
 }
 
 /// In this order: nothing in flight, the ring lets go, the lock is given back explicitly (else it
-/// stays busy until the kernel has torn the ring down), then the ring goes.
+/// stays busy until the kernel has torn the ring down), then the ring goes. What the kernel may
+/// still write keeps the lock: nobody else may open the log before it has landed.
 fn release(backend: &mut Box<dyn Backend>, lock: &File) {
-    backend.shutdown(None);
-    backend.let_go();
     if backend.in_flight() == 0 {
+        backend.let_go();
+        // A process that is being started by another thread may hold a copy of the descriptor.
         let _only_a_hint = Blocking::new(&mut **backend).unlock(lock);
+        backend.shutdown(None);
+        return;
+    }
+    let leftovers = backend.shutdown(None);
+    if leftovers.requests == 0 {
+        backend.let_go();
     }
 }

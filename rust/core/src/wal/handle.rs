@@ -178,8 +178,8 @@ impl Log {
     /// Drops whole segments below `lsn`, never above a cursor that holds truncation back. Returns
     /// the first LSN left. A segment's file goes when its last reader lets go.
     pub fn truncate_before(&self, lsn: Lsn) -> Result<Lsn> {
-        self.check_writable()?;
         let _one_at_a_time = lock(&self.upkeep);
+        self.check_writable()?;
         let held = lock(&self.appender.0.cursors).held_from();
         let lsn = held.map_or(lsn, |held| held.min(lsn));
         let first = self.appender.0.segments.drop_below(lsn);
@@ -193,6 +193,10 @@ impl Log {
             return Ok(());
         }
         let _one_at_a_time = lock(&self.upkeep);
+        // A log that is closed or has failed no longer holds its lock.
+        if self.check_writable().is_err() {
+            return Ok(());
+        }
         self.remove_files()
     }
 
@@ -213,6 +217,7 @@ impl Log {
     /// Makes a cursor's position durable. Positions only move forward and never above what is
     /// durable: an LSN above it may be given out again after a crash.
     pub fn commit_cursor(&self, name: &str, mark: Mark) -> Result<()> {
+        let _one_at_a_time = lock(&self.upkeep);
         self.check_writable()?;
         cursor::check_name(name)?;
         let durable = self.appender.marks().durable;
@@ -223,33 +228,38 @@ impl Log {
                     .with("durable_lsn", durable.0),
             );
         }
-        let _one_at_a_time = lock(&self.upkeep);
-        let mut cursors = lock(&self.appender.0.cursors);
+        // Written on a copy: event loops look at the cursors while the disk is waited for.
+        let mut cursors = lock(&self.appender.0.cursors).clone();
         if let Some(old) = cursors.get(name).filter(|old| old.position > mark.position) {
             return Err(Error::invalid("a cursor only moves forward")
                 .with("lsn", mark.position.0)
                 .with("position", old.position.0));
         }
         let mut backend = self.tools.backend()?;
-        cursors.set(&mut Blocking::new(&mut *backend), &self.dir, name, mark)
+        cursors.set(&mut Blocking::new(&mut *backend), &self.dir, name, mark)?;
+        *lock(&self.appender.0.cursors) = cursors;
+        Ok(())
     }
 
     /// Writes what was claimed, marks the clean close, releases the lock. Idempotent; a second
     /// caller waits for the first. Returns the poison if the log had failed.
     pub fn close(&self) -> Result<()> {
         self.appender.check_process()?;
+        // What readers still hold stays in the directory; the next open counts it as there.
+        let swept = self.sweep();
+        // Nothing else changes the directory once the thread has given the lock back.
+        let upkeep = lock(&self.upkeep);
         self.appender.request_close();
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
             // A panic of the thread has been caught and is reported below.
             let _joined = thread.join();
-            // What readers still hold stays in the directory; the next open counts it as there.
-            self.sweep()?;
         }
+        drop(upkeep);
         match self.appender.failure() {
             _ if self.is_read_only() => Ok(()),
             Some(error) if error.kind() != ErrorKind::Closed => Err(error),
-            _ => Ok(()),
+            _ => swept,
         }
     }
 

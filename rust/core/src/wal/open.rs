@@ -164,8 +164,9 @@ fn open_locked(
 ) -> Result<(Appender, Committer)> {
     let recovered = recovery::recover(io, dir, settings.recovery)?;
     check_writable(&recovered)?;
-    let cursors = Cursors::load(io, dir, true)?;
+    let mut cursors = Cursors::load(io, dir, true)?;
     let manner = select()?;
+    cursors.hold_at(io, dir, recovered.next.previous())?;
     let active = begin_segment(world, io, dir, &settings, manner, &recovered)?;
     tidy_up(io, dir, &recovered)?;
     let segments = readable(&recovered, &active);

@@ -204,8 +204,7 @@ impl Reader {
         up_to: Lsn,
         records_max: usize,
     ) -> Result<Option<Batch>> {
-        let ahead = u64::from(cfg!(mutant = "reader_above_durable"));
-        let up_to = up_to.plus(ahead);
+        let up_to = up_to.plus(u64::from(cfg!(mutant = "reader_above_durable")));
         let limit = match self.stop {
             Some(stop) => up_to.min(stop.previous()),
             None => up_to,
@@ -382,6 +381,9 @@ impl Place {
         if self.rest.is_some() {
             return true;
         }
+        if self.has_ended() {
+            return false;
+        }
         // Frames become durable in order, so a record ahead vouches for all frames before it.
         self.expected.next <= self.fresh
             && match self.peek(chunk) {
@@ -392,6 +394,14 @@ impl Place {
                     end <= self.filled as u64
                 }
             }
+    }
+
+    /// Whether no record follows in this segment. What may lie behind the last one is not looked
+    /// at: it promises nothing.
+    fn has_ended(&self) -> bool {
+        self.summary
+            .end
+            .is_some_and(|end| end.next <= self.expected.next)
     }
 
     /// Whether the segment is known to hold `lsn`.
@@ -444,7 +454,7 @@ impl Place {
     /// Checks the next frame and stands before its first record. False if the chunk does not hold
     /// it.
     fn begin_frame(&mut self, chunk: &Buffer) -> Result<bool> {
-        if !self.is_ready(chunk) && self.start != self.offset {
+        if self.has_ended() || (!self.is_ready(chunk) && self.start != self.offset) {
             return Ok(false);
         }
         let decoded = self.peek(chunk).unwrap_or(Err(FrameFault::Short));

@@ -229,7 +229,7 @@ fn attempt(io: &mut Blocking, dir: &File, mode: RecoveryMode) -> Result<Recovere
     check_identity(&survey, last)?;
     let tail = read_tail(io, dir, last)?;
     tail.report(mode, &mut recovered)?;
-    let members = lead_back(&survey, last)?;
+    let members = lead_back(io, dir, &survey, last)?;
     recovered.assemble(&survey, last, members, tail.scanner.end());
     Ok(recovered)
 }
@@ -327,7 +327,12 @@ fn check_identity(survey: &Survey, last: &Found) -> Result<()> {
 }
 
 /// Follows the predecessors of `last`; newest first. Stops where older segments were truncated.
-fn lead_back(survey: &Survey, last: &Found) -> Result<Vec<SegmentSummary>> {
+fn lead_back(
+    io: &mut Blocking,
+    dir: &File,
+    survey: &Survey,
+    last: &Found,
+) -> Result<Vec<SegmentSummary>> {
     let mut members = Vec::new();
     let mut header = last.valid();
     while let Some(prior) = header.and_then(|header| header.predecessor) {
@@ -355,7 +360,7 @@ fn lead_back(survey: &Survey, last: &Found) -> Result<Vec<SegmentSummary>> {
         if !continues(its_header, *header_crc, &prior) {
             return Err(refuse(Evidence::Disagrees, its_header.base));
         }
-        if found.length < prior.offset {
+        if found.length < prior.offset && !has_all_records(io, dir, found, &prior)? {
             return Err(refuse(Evidence::ShortOfSuccessor, its_header.base));
         }
         members.push(SegmentSummary::new(
@@ -366,6 +371,17 @@ fn lead_back(survey: &Survey, last: &Found) -> Result<Vec<SegmentSummary>> {
         header = Some(its_header);
     }
     Ok(members)
+}
+
+/// Whether a file that is shorter than its successor says lacks only frames without records.
+fn has_all_records(io: &mut Blocking, dir: &File, found: &Found, prior: &End) -> Result<bool> {
+    let Ok((header, header_crc)) = &found.header else {
+        return Ok(false);
+    };
+    let file = io.open(dir, &segment_name(found.id), Access::READ)?;
+    let mut scanner = Scanner::new(header.clone(), *header_crc, file, found.length);
+    scanner.run(io)?;
+    Ok(scanner.end().next >= prior.next)
 }
 
 /// Whether `header` is of the segment that its successor says it continues.

@@ -23,7 +23,7 @@ use super::{
     lock::{self, Census},
     recovery::{Damage, Recovered, RecoveryMode, SegmentSummary, recover},
     scan::{CHUNK_BYTES, is_unreadable},
-    segment::{End, SegmentHeader, prepared_name, segment_name},
+    segment::{End, Name, SegmentHeader, prepared_name, segment_name},
 };
 
 /// What a repair did.
@@ -66,16 +66,22 @@ pub fn repair(io: &mut Blocking, dir: &File) -> Result<Repair> {
             "no whole record is left; nothing was changed",
         ));
     };
+    report.first = kept[0].base();
     report.next = end.next;
     report.records = kept.iter().map(records).sum();
     report.dropped = whole - report.records;
-    let condemned = condemned(io, dir, &found, end.segment)?;
-    for id in &condemned {
+    let condemned = condemned(io, dir, &found, kept)?;
+    let is_hurt = found
+        .report
+        .damage
+        .iter()
+        .any(|damage| damage.segment == end.segment);
+    for id in condemned.iter().chain(is_hurt.then_some(&end.segment)) {
         report.copies.push(copy_aside(io, dir, *id)?);
     }
     io.sync_dir(dir)?;
     begin_anew(io, dir, &found, &last.header, end)?;
-    for id in condemned.into_iter().filter(|id| *id != end.segment) {
+    for id in condemned {
         io.unlink(dir, &segment_name(id))?;
         io.sync_dir(dir)?;
     }
@@ -114,27 +120,46 @@ fn locked(
     repaired
 }
 
-/// The runs of frames up to the first gap.
+/// The runs that can stay: whole segments, one after the other, and of the one before the first gap
+/// its beginning. A run that begins inside its segment has lost what its chain hangs on.
 fn first_run(runs: &[SegmentSummary]) -> &[SegmentSummary] {
-    let joins = |pair: &[SegmentSummary]| pair[0].end.is_some_and(|end| end.next == pair[1].base());
+    let whole = |run: &SegmentSummary| run.offset == u64::from(run.header.limits.block_bytes);
+    let start = runs.iter().position(whole).unwrap_or(runs.len());
+    let runs = &runs[start..];
+    let joins = |pair: &[SegmentSummary]| {
+        whole(&pair[1]) && pair[0].end.is_some_and(|end| end.next == pair[1].base())
+    };
     let gap = runs.windows(2).position(|pair| !joins(pair));
     &runs[..gap.map_or(runs.len(), |at| at + 1)]
 }
 
-/// Segments that are damaged, or come after the place where the log now ends.
+/// Segments that cannot stay, oldest first: what lies before or behind the runs that are kept, and
+/// what is damaged and not among them.
 fn condemned(
     io: &mut Blocking,
     dir: &File,
     found: &Recovered,
-    last: SegmentId,
+    kept: &[SegmentSummary],
 ) -> Result<Vec<SegmentId>> {
-    let names = io.list(dir)?;
-    let is_there = |id: &SegmentId| names.contains(&segment_name(*id));
-    let damaged = found.report.damage.iter().map(|damage| damage.segment);
-    let behind = (last.0 + 1..found.next_segment.0).map(SegmentId);
-    let mut condemned: Vec<SegmentId> = damaged.chain(behind).filter(is_there).collect();
+    let is_kept = |id| kept.iter().any(|run| run.id() == id);
+    let is_between = |id| kept[0].id() < id && id < kept[kept.len() - 1].id();
+    let is_damaged = |id| {
+        found
+            .report
+            .damage
+            .iter()
+            .any(|damage| damage.segment == id)
+    };
+    let mut condemned = Vec::new();
+    for name in io.list(dir)? {
+        if let Name::Segment(id) = Name::parse(&name)
+            && !is_kept(id)
+            && (!is_between(id) || is_damaged(id))
+        {
+            condemned.push(id);
+        }
+    }
     condemned.sort_unstable();
-    condemned.dedup();
     Ok(condemned)
 }
 

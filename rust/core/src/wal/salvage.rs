@@ -41,6 +41,7 @@ pub(super) fn recover(io: &mut Blocking, dir: &File, survey: &Survey) -> Result<
             }
         }
     }
+    recovered.note_lost_beginning(survey);
     recovered.first = recovered
         .segments
         .first()
@@ -51,6 +52,21 @@ pub(super) fn recover(io: &mut Blocking, dir: &File, survey: &Survey) -> Result<
 }
 
 impl Recovered {
+    /// A segment that the first one continues may be missing although an older file is left:
+    /// truncation does not do that.
+    fn note_lost_beginning(&mut self, survey: &Survey) {
+        let first = self.segments.first().map(|run| &run.header);
+        let last = || survey.found.iter().rev().find_map(Found::valid);
+        let Some(prior) = first.or_else(last).and_then(|header| header.predecessor) else {
+            return;
+        };
+        let is_left = survey.found.iter().any(|found| found.id < prior.segment);
+        if is_left && survey.get(prior.segment).is_none() {
+            let last = Some(prior.next.previous());
+            self.note(prior.segment, 0, Lsn::FIRST, last, judge(Evidence::Missing));
+        }
+    }
+
     /// Whether a segment comes after what was read so far; notes what lies between.
     fn has_place(&mut self, header: &SegmentHeader) -> bool {
         if self.segments.is_empty() || header.base == self.next {
@@ -63,13 +79,9 @@ impl Recovered {
         } else {
             (Evidence::Disagrees, header.base, self.next)
         };
-        self.note(
-            header.segment,
-            0,
-            from,
-            Some(to.previous()),
-            judge(evidence),
-        );
+        let prior = header.predecessor.filter(|_| is_above);
+        let segment = prior.map_or(header.segment, |prior| prior.segment);
+        self.note(segment, 0, from, Some(to.previous()), judge(evidence));
         is_above
     }
 
@@ -111,6 +123,10 @@ fn pieces(
     let length = said.map_or(found.length, |end| end.offset.min(found.length));
     let file = io.open(dir, &segment_name(found.id), Access::READ)?;
     let mut scanner = Scanner::new(header.clone(), *header_crc, file.clone(), length);
+    let headers = survey.found.iter().filter_map(Found::valid);
+    if headers.map(|later| later.segment).max() > Some(header.segment) {
+        scanner.allow_short();
+    }
     loop {
         let (offset, expected) = (scanner.end().offset, scanner.expected());
         let settled = settle(io, &file, &mut scanner, length)?;
@@ -125,7 +141,9 @@ fn pieces(
                 end: Some(end),
             });
         }
-        if said == Some(end) || !go_on(io, &mut scanner, &settled, said, recovered)? {
+        // Behind its last record a segment holds nothing that was promised.
+        let is_whole = said.is_some_and(|said| said.next == end.next);
+        if is_whole || !go_on(io, &mut scanner, &settled, said, recovered)? {
             return Ok(());
         }
     }

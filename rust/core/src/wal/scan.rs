@@ -135,6 +135,7 @@ pub struct Scanner {
     expected: Expected,
     closed: bool,
     frames: u64,
+    may_be_short: bool,
 }
 
 impl Scanner {
@@ -162,8 +163,14 @@ impl Scanner {
             expected,
             closed: false,
             frames: 0,
+            may_be_short: false,
             header,
         }
+    }
+
+    /// The segment had a successor, which is lost: its file may have been cut to its end.
+    pub fn allow_short(&mut self) {
+        self.may_be_short = true;
     }
 
     /// Moves past the next frame, or says why there is none. After a fault, the same again.
@@ -292,7 +299,8 @@ impl Scanner {
     pub fn evidence(&self, stop: Stop, beyond: &Beyond) -> Tail {
         Tail {
             stop,
-            cut_short: self.source.length() < self.header.limits.segment_bytes,
+            cut_short: !self.may_be_short
+                && self.source.length() < self.header.limits.segment_bytes,
             later: beyond.later,
             unreadable: beyond.unreadable,
             residue: beyond.residue_end > self.offset,

@@ -62,6 +62,8 @@ pub struct LogSettings {
     pub block_bytes: usize,
     /// How long a group may wait for company.
     pub linger: Duration,
+    /// Longest moment that a group waits for writers who were just answered; zero switches it off.
+    pub patience_max: Duration,
     /// Least time between two group submissions.
     pub sync_interval_min: Duration,
     /// What to do with a torn tail.
@@ -81,6 +83,7 @@ impl Default for LogSettings {
             ring_bytes: 64 << 20,
             block_bytes: BLOCK,
             linger: Duration::ZERO,
+            patience_max: Duration::ZERO,
             sync_interval_min: Duration::ZERO,
             recovery: RecoveryMode::Tail,
             lock_timeout: Duration::from_secs(30),

@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result},
     ids::{Lsn, StoreId},
     io::{Backend, Blocking, Disk, File, Wait},
-    sim::{Book, SimDisk, Subject, Verdict, Violation},
+    sim::{Book, LIVENESS, Ledger, SimDisk, Subject, Verdict, Violation},
     sync::Arc,
 };
 
@@ -115,7 +115,7 @@ pub struct Session {
 }
 
 fn refused(doing: &str, error: &Error) -> Violation {
-    Violation::new("O8", format!("{doing}: {error}"))
+    Violation::new(LIVENESS, format!("{doing}: {error}"))
 }
 
 /// All records from `first` to below `next`, through the reader.
@@ -206,9 +206,30 @@ impl Session {
             book.acknowledge(disk, durable.0)?;
         }
         match self.opened.appender.failure() {
-            Some(error) => Err(refused("turn", &error)),
+            Some(error) => Err(self.stopped(disk, book, &error)),
             None => Ok(next),
         }
+    }
+
+    /// The log failed: nothing is acknowledged and nothing is taken any more.
+    fn stopped(&mut self, disk: &SimDisk, book: &Book, cause: &Error) -> Violation {
+        book.with(Ledger::fail);
+        let refusal = self.opened.appender.submit(vec![1].into());
+        if refusal.is_ok() {
+            return Violation::new("O6", "a failed log takes a record");
+        }
+        for _ in 0..8 {
+            let next = self.opened.committer.turn(&mut *self.backend);
+            let durable = self.opened.appender.marks().durable;
+            if let Err(violation) = book.acknowledge(disk, durable.0) {
+                return violation;
+            }
+            if next == Next::Done || self.backend.in_flight() == 0 {
+                break;
+            }
+            self.opened.committer.wait(&mut *self.backend, Wait::Never);
+        }
+        refused("turn", cause)
     }
 
     /// Turns until `is_enough`, or until nothing is in flight and nothing is left to do.
@@ -242,7 +263,7 @@ impl Session {
             "LSN {lsn} is never acknowledged, stuck at {}",
             self.acknowledged
         );
-        Err(Violation::new("O8", text))
+        Err(Violation::new(LIVENESS, text))
     }
 
     fn append(&mut self, disk: &SimDisk, book: &Book, lengths: &[usize]) -> Verdict {
@@ -274,7 +295,14 @@ impl Session {
         self.opened.appender.0.request_close();
         let next = self.drive(disk, book, |_| false)?;
         if next != Next::Done {
-            return Err(Violation::new("O8", format!("a close ends with {next:?}")));
+            return Err(Violation::new(
+                LIVENESS,
+                format!("a close ends with {next:?}"),
+            ));
+        }
+        if self.backend.in_flight() > 0 {
+            let text = "a close leaves a request in flight";
+            return Err(Violation::new(LIVENESS, text));
         }
         self.backend.let_go();
         let unlocked = Blocking::new(&mut *self.backend).unlock(&self.opened.lock);

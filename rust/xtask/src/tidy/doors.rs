@@ -9,59 +9,23 @@ use crate::lexer::words;
 use crate::source::{Language, Source};
 
 /// Production files that may say `unsafe`, each with the reason it has to.
+#[rustfmt::skip] // one line for each, so that two changes do not meet
 pub const UNSAFE_FILES: &[(&str, &str)] = &[
-    (
-        "rust/bind/src/buffer.rs",
-        "copies out of an exported Python buffer",
-    ),
-    (
-        "rust/bind/src/jobs.rs",
-        "one pool of workers per process, never freed",
-    ),
-    (
-        "rust/bind/src/loops.rs",
-        "compares what the thread's dictionary says about the running loop",
-    ),
-    (
-        "rust/core/src/engine/mod.rs",
-        "asks the kernel for the random id of a new log",
-    ),
-    (
-        "rust/core/src/fork.rs",
-        "registers and runs the handler of a forked child",
-    ),
-    (
-        "rust/core/src/io/buffer.rs",
-        "aligned memory that the kernel reads and writes",
-    ),
-    (
-        "rust/core/src/io/sys.rs",
-        "system calls on files, each wrapped once",
-    ),
-    (
-        "rust/core/src/port/signal.rs",
-        "an eventfd: created, rung and read",
-    ),
-    (
-        "rust/core/src/ring/slot.rs",
-        "the cell that a producer fills and the consumer empties",
-    ),
-    (
-        "rust/core/src/uring/mod.rs",
-        "arms the bell: an entry of the kernel's queue that points at nothing",
-    ),
-    (
-        "rust/core/src/uring/probe.rs",
-        "asks the kernel what it offers, with an entry that points at nothing",
-    ),
-    (
-        "rust/core/src/uring/ring.rs",
-        "stages entries, enters the kernel, registers descriptors",
-    ),
-    (
-        "rust/core/src/uring/shutdown.rs",
-        "asks the kernel to cancel, with an entry that points at nothing",
-    ),
+    ("rust/bind/src/buffer.rs", "copies out of an exported Python buffer"),
+    ("rust/bind/src/door.rs", "asks which interpreter this thread is attached to"),
+    ("rust/bind/src/jobs.rs", "one pool of workers per process, never freed"),
+    ("rust/bind/src/loops.rs", "compares what the thread's dictionary says about the running loop"),
+    ("rust/bind/src/record.rs", "takes records, which can be in no cycle, from the collector"),
+    ("rust/core/src/engine/mod.rs", "asks the kernel for the random id of a new log"),
+    ("rust/core/src/fork.rs", "registers and runs the handler of a forked child"),
+    ("rust/core/src/io/buffer.rs", "aligned memory that the kernel reads and writes"),
+    ("rust/core/src/io/sys.rs", "system calls on files, each wrapped once"),
+    ("rust/core/src/port/signal.rs", "an eventfd: created, rung and read"),
+    ("rust/core/src/ring/slot.rs", "the cell that a producer fills and the consumer empties"),
+    ("rust/core/src/uring/mod.rs", "arms the bell: an entry of the kernel's queue that points at nothing"),
+    ("rust/core/src/uring/probe.rs", "asks the kernel what it offers, with an entry that points at nothing"),
+    ("rust/core/src/uring/ring.rs", "stages entries, enters the kernel, registers descriptors"),
+    ("rust/core/src/uring/shutdown.rs", "asks the kernel to cancel, with an entry that points at nothing"),
 ];
 
 /// A name that only some files may use.

@@ -12,17 +12,9 @@ const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 
 /// `(path, function or "" for the whole file, reason)`.
+#[rustfmt::skip] // one line for each, so that two changes do not meet
 pub const LONG: &[(&str, &str, &str)] = &[
-    (
-        "rust/core/src/sim/crash.rs",
-        "",
-        "every way a disk may look after a cut, in one place",
-    ),
-    (
-        "rust/core/src/sim/carry.rs",
-        "plan",
-        "one match over every operation of the contract",
-    ),
+    ("rust/core/src/sim/carry.rs", "plan", "one match over every operation of the contract"),
 ];
 
 pub fn check(source: &Source) -> Vec<Finding> {

@@ -1,8 +1,9 @@
 //! Enumerates crash states of the log for as long as it is told.
 //!
-//! `torture [CAMPAIGN] [seed=N] [workload=N] [seconds=N]`: all campaigns in turn unless one is
-//! named; one workload only if it is numbered. Each campaign prints one line. The first failure is
-//! printed with the command that repeats it, and ends the run.
+//! `torture [ITEM] [CAMPAIGN] [seed=N] [workload=N] [seconds=N]`: the item is `crashes` (the
+//! default) or `faults`; all campaigns in turn unless one is named; one workload only if it is
+//! numbered. Each campaign prints one line. The first failure is printed with the command that
+//! repeats it, and ends the run.
 
 #![allow(
     clippy::print_stdout,
@@ -12,13 +13,14 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use millrace_tests::torture::{Budget, CAMPAIGNS, Campaign, run};
+use millrace_tests::torture::{Budget, CAMPAIGNS, Campaign, crashes, faults};
 
 struct Wish {
     campaigns: Vec<Campaign>,
     seed: u64,
     workload: Option<u64>,
     seconds: u64,
+    faults: bool,
 }
 
 fn wish() -> Result<Wish, String> {
@@ -27,6 +29,7 @@ fn wish() -> Result<Wish, String> {
         seed: 1,
         workload: None,
         seconds: 60,
+        faults: false,
     };
     for word in std::env::args().skip(1) {
         let number = |text: &str| {
@@ -38,6 +41,8 @@ fn wish() -> Result<Wish, String> {
             Some(("workload", text)) => wish.workload = Some(number(text)?),
             Some(("seconds", text)) => wish.seconds = number(text)?,
             Some(_) => return Err(format!("{word}: not an option")),
+            None if word == "crashes" => wish.faults = false,
+            None if word == "faults" => wish.faults = true,
             None => {
                 wish.campaigns.retain(|campaign| campaign.name == word);
                 if wish.campaigns.is_empty() {
@@ -52,10 +57,11 @@ fn wish() -> Result<Wish, String> {
 fn torture() -> Result<(), String> {
     let wish = wish()?;
     let share = Duration::from_secs(wish.seconds) / wish.campaigns.len() as u32;
+    let run = if wish.faults { faults } else { crashes };
     for campaign in &wish.campaigns {
         let summary = match wish.workload {
-            Some(number) => run(*campaign, wish.seed, number, 1, Budget::States(1)),
-            None => run(*campaign, wish.seed, 0, 1, Budget::Time(share)),
+            Some(number) => run(*campaign, wish.seed, number, Budget::States(1)),
+            None => run(*campaign, wish.seed, 0, Budget::Time(share)),
         };
         println!("{}", summary?.line());
     }

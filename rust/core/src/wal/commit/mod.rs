@@ -27,6 +27,7 @@
 //!    written only after every frame of its predecessor is durable.
 //! 6. No block is written twice.
 
+mod company;
 mod prepare;
 mod rest;
 mod rotate;
@@ -48,6 +49,7 @@ use super::{
     group::{Entry, Gathered, gather},
     log::Shared,
 };
+use company::{Company, LOOK_EVERY};
 use prepare::Preparer;
 
 /// A log that was written to and then rests states its last durable LSN after this long, so that
@@ -61,6 +63,9 @@ const PREPARE_AFTER_SHARE: u64 = 8;
 /// Groups at least this large are not worth zero-filling for: the fill would cost more bandwidth
 /// than the extent conversion it saves.
 const FILL_BELOW_GROUP_BYTES: u64 = 256 << 10;
+
+/// Larger groups do not wait for company: their bytes cost more than their sync.
+const PATIENT_BELOW_GROUP_BYTES: u64 = 128 << 10;
 
 /// How long to sleep when a producer was interrupted between claim and publish: it is on a run
 /// queue, and a scheduler's time slice is of this order.
@@ -126,6 +131,8 @@ struct Flight {
     last: Lsn,
     /// Ring bytes to give back.
     weight: usize,
+    records: usize,
+    submitted: Mono,
     /// It has been answered with success.
     landed: bool,
     kind: FrameKind,
@@ -173,6 +180,10 @@ pub struct Committer {
     stated: Lsn,
     /// When the ring was first seen non-empty since the last group.
     gathering_since: Option<Mono>,
+    company: Company,
+    /// What is on the ring waits for company or for groups in flight; publishing rings nobody.
+    is_patient: bool,
+    patient_until: Option<Mono>,
     submitted_at: Option<Mono>,
     settled_at: Mono,
     /// Smoothed size of a group's frame, in bytes.
@@ -192,6 +203,7 @@ impl Committer {
     ) -> Self {
         let next = active.writer.header().base;
         let now = clock.now();
+        let company = Company::new(shared.settings.patience_max);
         Self {
             window: active.writer.header().limits.window as usize,
             preparer: Preparer::new(dir.clone()),
@@ -210,6 +222,9 @@ impl Committer {
             next,
             stated: next.previous(),
             gathering_since: None,
+            company,
+            is_patient: false,
+            patient_until: None,
             submitted_at: None,
             settled_at: now,
             group_bytes: 0,
@@ -247,7 +262,8 @@ impl Committer {
     /// if there is room for another group; while there is none, producers ring nobody.
     pub fn wait(&mut self, backend: &mut dyn Backend, wait: Wait) {
         let open = self.rotation.is_none() && self.flights.len() < self.window;
-        let wanted = open && self.gathering_since.is_none() && self.closing == Closing::No;
+        let held = self.gathering_since.is_some() || self.is_patient;
+        let wanted = open && !held && self.closing == Closing::No;
         let sleeps = wait != Wait::Never && wanted && self.shared.failure().is_none();
         let wait = match sleeps.then(|| self.consumer.announce()) {
             None | Some(Rest::Sleep) => wait,
@@ -327,14 +343,24 @@ impl Committer {
         }
         let mut durable = None;
         let mut weight = 0;
+        let mut records = 0;
+        let mut submitted = None;
         while let Some(flight) = self.flights.front().filter(|flight| flight.landed) {
             durable = durable.max(Some(flight.last));
             weight += flight.weight;
+            records += flight.records;
+            submitted = submitted.or(Some(flight.submitted));
             self.shared.counters.settled(flight.kind);
             self.flights.pop_front();
         }
         let Some(durable) = durable else { return };
         self.settled_at = self.clock.now();
+        if let (Some(submitted), true) = (submitted, records > 0) {
+            let took = self.settled_at.since(submitted);
+            let present = self.consumer.len();
+            self.company
+                .answered(records, present, took, self.settled_at);
+        }
         if durable > self.shared.durable() {
             self.shared.advance(durable);
         }
@@ -352,7 +378,7 @@ impl Committer {
                 self.rotate(backend);
                 break;
             }
-            if self.flights.len() >= self.window || self.is_held(now) {
+            if self.flights.len() >= self.window || self.is_held(now) || self.is_patient(now) {
                 break;
             }
             let room = self.room();
@@ -384,6 +410,22 @@ impl Committer {
         }
         let since = *self.gathering_since.get_or_insert(now);
         self.hold_until(since).is_some_and(|until| now < until) && self.closing == Closing::No
+    }
+
+    /// A moment's patience, by what [`Company`] knows.
+    fn is_patient(&mut self, now: Mono) -> bool {
+        let present = self.consumer.len();
+        self.patient_until = None;
+        self.is_patient = present > 0
+            && self.group_bytes < PATIENT_BELOW_GROUP_BYTES
+            && self.closing == Closing::No
+            && if self.flights.is_empty() {
+                self.patient_until = self.company.wait_until(present, now);
+                self.patient_until.is_some()
+            } else {
+                !self.company.is_worth_another(present)
+            };
+        self.is_patient
     }
 
     fn hold_until(&self, since: Mono) -> Option<Mono> {
@@ -451,6 +493,8 @@ impl Committer {
             number,
             last: self.next.previous(),
             weight,
+            records: encoded.records as usize,
+            submitted: self.clock.now(),
             landed: false,
             kind,
         });
@@ -500,6 +544,9 @@ impl Committer {
             (Some(held), Some(rest)) => Some(held.min(rest)),
             (held, rest) => held.or(rest),
         };
+        if let Some(until) = self.patient_until {
+            return Wait::Until(until.min(now.after(LOOK_EVERY)));
+        }
         let stalled = self.closing == Closing::Draining && backend.in_flight() == 0;
         match due {
             // A claim is not published yet; its producer was interrupted.

@@ -168,3 +168,71 @@ fn a_second_repair_does_not_overwrite_the_first_copy() {
     assert_eq!(report.records, 3);
     assert!(recover_in(disk, RecoveryMode::Tail).is_ok());
 }
+
+#[test]
+fn frames_without_records_behind_the_last_record_promise_nothing() {
+    // Found by damage at random: a reader tripped over a damaged watermark at the end of a segment
+    // that it had read to its last record, and a file that lacked only a watermark was refused.
+    let mut builder = Builder::new(SMALL);
+    builder.append(&[b"one"]);
+    let at = builder.watermark();
+    builder.reopen();
+    builder.cut_predecessor();
+    builder.append(&[b"two"]);
+    let first = segment_name(SegmentId(1));
+    let hurts: [fn(&mut Vec<u8>, usize); 3] = [
+        |bytes, at| bytes[at + 9] ^= 1,
+        |bytes, at| bytes[at..].fill(0),
+        |bytes, at| bytes.truncate(at),
+    ];
+    for hurt in hurts {
+        let disk = builder.disk.copy();
+        disk.edit(&first, |bytes| hurt(bytes, at as usize));
+        let found = recover_in(&disk, RecoveryMode::Strict).unwrap();
+        assert_eq!(read_all(&disk, &found).unwrap(), builder.records);
+        assert!(verified(&disk).is_sound());
+        assert_eq!(repaired(&disk).copies.len(), 0);
+    }
+}
+
+#[test]
+fn what_is_left_of_a_segment_without_its_beginning_is_not_kept() {
+    // Found by damage at random: repair kept frames whose chain hangs on a frame that is gone, and
+    // removed a whole segment because the gap before it was noted under its number.
+    let builder = store();
+    let disk = builder.disk.copy();
+    let (_, offset, ..) = builder.frames[0];
+    disk.edit(&segment_name(SegmentId(1)), |bytes| {
+        bytes[offset as usize] ^= 1;
+    });
+    let report = repaired(&disk);
+    assert_eq!(
+        (report.first, report.records, report.dropped),
+        (Lsn(4), 9, 1)
+    );
+    let found = recover_in(&disk, RecoveryMode::Strict).unwrap();
+    assert_eq!(read_all(&disk, &found).unwrap(), builder.records[3..]);
+    let disk = builder.disk.copy();
+    disk.remove(&segment_name(SegmentId(2)));
+    let (first, last) = {
+        let damage = &verified(&disk).report.damage[0];
+        assert_eq!(damage.segment, SegmentId(2));
+        (damage.first, damage.last)
+    };
+    assert_eq!((first, last), (Lsn(4), Some(Lsn(6))));
+    assert_eq!(repaired(&disk).records, 3);
+}
+
+#[test]
+fn a_stray_with_an_absurd_number_is_copied_aside_too() {
+    // Numbers are listed, not counted up to: the gap may be as wide as the number.
+    let builder = store();
+    let disk = &builder.disk;
+    let stray = segment_name(SegmentId(1 << 60));
+    disk.put(&stray, &disk.get(&builder.name()).unwrap());
+    assert!(recover_in(disk, RecoveryMode::Tail).is_err());
+    let report = repaired(disk);
+    assert_eq!(report.copies, [format!("{stray}.broken")]);
+    assert_eq!(report.records, 12);
+    assert!(verified(disk).is_sound());
+}

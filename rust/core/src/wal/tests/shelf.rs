@@ -128,6 +128,29 @@ fn a_cursor_is_found_again_and_a_torn_commit_leaves_the_last_one() {
     assert_eq!(error.kind(), ErrorKind::Corrupt);
 }
 
+#[test]
+fn a_cursor_above_the_last_record_stands_at_it_after_an_open() {
+    // A repair drops records and their LSNs are given out again: a cursor that had passed them
+    // must not pass over the new ones, now or after another restart.
+    let disk = SimDisk::seeded(1);
+    let mark = |lsn, holds_truncation| Mark {
+        position: Lsn(lsn),
+        holds_truncation,
+    };
+    let mut rig = Rig::open(&disk, small(), 1).unwrap();
+    rig.submit(b"r").unwrap();
+    rig.settle();
+    rig.commit_cursor("ahead", mark(9, true)).unwrap();
+    rig.commit_cursor("at", mark(1, false)).unwrap();
+    rig.close().unwrap();
+    let rig = Rig::open(&disk, small(), 1).unwrap();
+    let mut backend = disk.backend().unwrap();
+    let mut io = Blocking::new(&mut *backend);
+    let loaded = Cursors::load(&mut io, &rig.opened.dir.clone(), true).unwrap();
+    assert_eq!(loaded.get("ahead"), Some(mark(1, true)));
+    assert_eq!(loaded.get("at"), Some(mark(1, false)));
+}
+
 /// Everybody is alive.
 struct Crowd;
 

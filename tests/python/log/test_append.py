@@ -1,0 +1,267 @@
+"""Appending: what goes in, which LSN comes out, what every form of the call promises."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from millrace import (
+    ClosedError,
+    IoTimeout,
+    Log,
+    LogSettings,
+    OverloadedError,
+    TooLargeError,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from millrace.types import Durability
+
+
+async def _contents(log: Log) -> list[bytes]:
+    return [record.data async for record in log.read()]
+
+
+async def test_lsns_are_dense_and_in_the_order_of_the_calls(directory: Path) -> None:
+    # An append gets its LSN when it is called, whatever the order of the awaits.
+    async with Log.open(directory) as log:
+        started = [log.append(b"%d" % number) for number in range(10)]
+        backwards = [await operation for operation in reversed(started)]
+        assert backwards == list(range(10, 0, -1))
+        assert await _contents(log) == [b"%d" % number for number in range(10)]
+
+
+@pytest.mark.parametrize("tasks", [2, 300])
+async def test_tasks_get_what_they_wrote(directory: Path, tasks: int) -> None:
+    # Each of many tasks finds its own record at the LSN it was given.
+    async with Log.open(directory) as log:
+
+        async def one(number: int) -> tuple[int, bytes]:
+            data = b"task %d" % number
+            return await log.append(data), data
+
+        given = dict(await asyncio.gather(*(one(number) for number in range(tasks))))
+        found = {record.lsn: record.data async for record in log.read()}
+        assert found == given
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0",
+        b"bytes",
+        bytearray(b"bytearray"),
+        memoryview(b"memoryview"),
+        memoryview(bytearray(b"writable view")),
+        memoryview(b"a longer one")[2:8],
+        array.array("I", [1, 2, 3]),
+        memoryview(b"12345678").cast("I", (2, 1)),
+    ],
+    ids=lambda data: type(data).__name__,
+)
+async def test_any_contiguous_buffer_is_a_record(directory: Path, data: bytes) -> None:
+    # What is read back are the bytes that were there at the call, as `bytes`.
+    async with Log.open(directory) as log:
+        lsn = await log.append(data)
+        [record] = [record async for record in log.read(lsn)]
+        assert type(record.data) is bytes
+        assert record.data == bytes(data)
+
+
+async def test_data_is_copied_at_the_call(directory: Path, held: LogSettings) -> None:
+    # A buffer may be changed and even resized as soon as the call has returned.
+    log = await Log.open(directory, settings=held)
+    data = bytearray(b"before")
+    started = log.append(data)
+    data.clear()
+    await log.close()
+    assert await started == 1
+    async with Log.open(directory) as log:
+        assert await _contents(log) == [b"before"]
+
+
+async def test_many_share_a_range(directory: Path) -> None:
+    # A batch gets consecutive LSNs; an empty one gets an empty range and writes nothing.
+    async with Log.open(directory) as log:
+        assert await log.append_many([b"a", bytearray(b"b"), memoryview(b"c")]) == range(1, 4)
+        assert await log.append_many(iter([])) == range(4, 4)
+        assert await log.append_many(data for data in (b"d", b"")) == range(4, 6)
+        assert log.statistics().records == 5
+
+
+async def test_a_bad_item_stops_the_whole_batch(directory: Path) -> None:
+    # Nothing of a batch is written if one item cannot be; the error says which.
+    async with Log.open(directory) as log:
+        with pytest.raises(TypeError, match=r"item 1: .*encode"):
+            log.append_many([b"good", "bad"])  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="append_many"):
+            log.append_many(b"not a list")  # type: ignore[arg-type]
+        with pytest.raises(ZeroDivisionError):
+            log.append_many(bytes(1 // number) for number in (1, 0))
+        assert await log.append(b"next") == 1
+
+
+@pytest.mark.parametrize("durability", ["durable", "committed", "appended"])
+async def test_every_durability_ends_on_disk(directory: Path, durability: Durability) -> None:
+    # The level chooses when the await ends, never whether the record is written.
+    async with Log.open(directory) as log:
+        lsns = [await log.append(b"x", durability=durability) for _ in range(300)]
+        assert lsns == list(range(1, 301))
+        assert await log.flush() == 300
+    async with Log.open(directory) as log:
+        assert log.last_lsn == 300
+
+
+async def test_appended_does_not_wait(directory: Path, held: LogSettings) -> None:
+    # At the level `appended` the await is over while nothing is durable.
+    async with Log.open(directory, settings=held) as log:
+        assert await log.append(b"x", durability="appended") == 1
+        assert await log.append_many([b"y"], durability="appended") == range(2, 3)
+        assert log.durable_lsn == 0
+
+
+async def test_a_ticket_tells_its_lsn_at_once(directory: Path, held: LogSettings) -> None:
+    # A ticket is awaited as often as one likes, and can be waited for without a loop.
+    log = await Log.open(directory, settings=held)
+    ticket = log.submit(b"x")
+    assert (ticket.lsn, ticket.done()) == (1, False)
+    assert "pending" in repr(ticket)
+    with pytest.raises(IoTimeout, match="still being written"):
+        ticket.wait(0)
+    await log.close()
+    assert ticket.done()
+    assert "durable" in repr(ticket)
+    assert [await ticket, await ticket, ticket.wait(), ticket.wait(0.0)] == [1, 1, 1, 1]
+
+
+async def test_submit_refuses_when_full(directory: Path, held: LogSettings) -> None:
+    # A full ring refuses a submit; nothing was written, and what was accepted is.
+    log = await Log.open(directory, settings=held)
+    assert [log.submit(b"1").lsn, log.submit(b"2").lsn] == [1, 2]
+    with pytest.raises(OverloadedError, match="ring_entries=2") as caught:
+        log.submit(b"3")
+    assert isinstance(caught.value, BlockingIOError)
+    await log.close()
+    async with Log.open(directory) as log:
+        assert await _contents(log) == [b"1", b"2"]
+
+
+async def test_append_waits_in_line_when_full(directory: Path, small: LogSettings) -> None:
+    # A ring of two entries carries any number of appends, in the order of the calls.
+    settings = LogSettings(
+        segment_bytes=small.segment_bytes,
+        segment_first_bytes=small.segment_first_bytes,
+        record_bytes_max=small.record_bytes_max,
+        group_bytes_max=small.group_bytes_max,
+        ring_entries=2,
+    )
+    async with Log.open(directory, settings=settings) as log:
+        appends = [log.append(b"%d" % number) for number in range(500)]
+        assert await asyncio.gather(*appends) == list(range(1, 501))
+        assert await _contents(log) == [b"%d" % number for number in range(500)]
+
+
+async def test_batches_wait_in_line_as_a_whole(directory: Path) -> None:
+    # A batch in line is admitted as one, and its range is consecutive.
+    async with Log.open(directory, settings=LogSettings(ring_entries=3)) as log:
+        batches = [log.append_many([b"%d" % number] * 3) for number in range(50)]
+        ranges = await asyncio.gather(*batches)
+        assert ranges == [range(first, first + 3) for first in range(1, 151, 3)]
+
+
+def test_append_sync_from_threads(directory: Path) -> None:
+    # Plain threads append side by side, each learning that its record is durable.
+    async def opened() -> Log:
+        return await Log.open(directory)
+
+    log = asyncio.run(opened())
+    given: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: given.extend(log.append_sync(b"x") for _ in range(20)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(given) == list(range(1, 81))
+    assert log.durable_lsn == 80
+    assert log.close_within(10.0)
+
+
+async def test_append_sync_gives_up_in_line(directory: Path, held: LogSettings) -> None:
+    # In line, a timeout takes the record back; in the ring, it says that writing goes on.
+    log = await Log.open(directory, settings=held)
+    with pytest.raises(IoTimeout, match="still being written"):
+        log.append_sync(b"1", timeout_s=0.01)
+    log.submit(b"2")
+    with pytest.raises(IoTimeout, match="was not written"):
+        log.append_sync(b"3", timeout_s=0.01)
+    await log.close()
+    async with Log.open(directory) as log:
+        assert await _contents(log) == [b"1", b"2"]
+
+
+async def test_limits_name_themselves(directory: Path, small: LogSettings) -> None:
+    # Too much says which limit and how much, writes nothing, and the log goes on.
+    async with Log.open(directory, settings=small) as log:
+        log_limit = small.record_bytes_max
+        with pytest.raises(TooLargeError, match="record_bytes_max") as caught:
+            log.append(bytes(log_limit + 1))
+        assert caught.value.limit == "record_bytes_max"
+        assert isinstance(caught.value, ValueError)
+        with pytest.raises(TooLargeError, match="group_bytes_max"):
+            log.append_many([bytes(log_limit)] * 3)
+        assert await log.append(bytes(log_limit)) == 1
+
+
+async def test_a_closed_log_says_so(directory: Path) -> None:
+    # After the close every call fails alike, and closing again is fine.
+    log = await Log.open(directory)
+    await log.append(b"x")
+    await log.close()
+    await log.close()
+    for call in (log.append, log.submit, log.append_sync):
+        with pytest.raises(ClosedError):
+            call(b"y")
+    with pytest.raises(ClosedError):
+        log.append_many([b"y"])
+    assert log.state == "closed"
+    assert (log.last_lsn, log.durable_lsn) == (1, 1)
+    assert "state=closed" in repr(log)
+
+
+async def test_close_writes_what_was_appended(directory: Path, held: LogSettings) -> None:
+    # Everything that got an LSN before the close is durable after it.
+    log = await Log.open(directory, settings=held)
+    waiting = [asyncio.create_task(log.append(b"x")) for _ in range(2)]
+    await asyncio.sleep(0)
+    in_line = asyncio.create_task(log.append(b"in line"))
+    await asyncio.sleep(0)
+    await log.close()
+    assert await asyncio.gather(*waiting) == [1, 2]
+    with pytest.raises(ClosedError):
+        await in_line
+
+
+async def test_statistics_count(directory: Path) -> None:
+    # What the statistics say is what was done.
+    async with Log.open(directory) as log:
+        await log.append_many([b"abc"] * 10)
+        statistics = log.statistics()
+        assert (statistics.state, statistics.records, statistics.group_records_max) == (
+            "open",
+            10,
+            10,
+        )
+        assert statistics.appended_lsn == statistics.durable_lsn == 10
+        assert statistics.commit_path in statistics.commit_paths
+        with pytest.raises(AttributeError):
+            statistics.records = 0  # type: ignore[misc]
