@@ -51,14 +51,15 @@ class Log(_core.Log):
         [(1, b'order:1')]
     """
 
-    __slots__ = ("__weakref__", "_owes_close")
+    __slots__ = ("__weakref__", "_owner")
 
-    _owes_close: bool
+    # The process that has to close it, until it has been told off for not doing so.
+    _owner: int | None
 
     def __init__(self, log: _core.Log) -> None:
         """Take over what `Log.open` opened."""
         del log
-        self._owes_close = True
+        self._owner = os.getpid()
         _open.add(self)
 
     @classmethod
@@ -196,7 +197,7 @@ class Log(_core.Log):
 
     def __del__(self) -> None:
         # A log whose opening failed half-way has no such attribute.
-        if getattr(self, "_owes_close", False) and self.state == "open":
+        if getattr(self, "_owner", None) == os.getpid() and self.state == "open":
             _warn_unclosed(self)
 
 
@@ -376,16 +377,18 @@ def _warn_unclosed(log: Log) -> None:
 @atexit.register
 def _close_at_exit() -> None:
     """Close what was left open, within a bound, while the interpreter is whole."""
-    left = [log for log in list(_open) if log.state == "open"]
+    # What a forked child inherited is its parent's to close.
+    mine = [log for log in list(_open) if log._owner == os.getpid()]  # noqa: SLF001
+    left = [log for log in mine if log.state == "open"]
     with contextlib.ExitStack() as exits:
         for log in left:
             # On a stack, so that a warning that is made an error does not keep logs from closing.
             exits.callback(_close_within_bound, log)
             exits.callback(_warn_unclosed, log)
-            log._owes_close = False  # noqa: SLF001 - it is being complained about
+            log._owner = None  # noqa: SLF001 - it is being complained about
 
 
 def _close_within_bound(log: Log) -> None:
-    # A forked child, or a log that failed while closing: nobody is left to tell.
+    # A log that failed while closing: nobody is left to tell.
     with contextlib.suppress(Error):
         log.close_within(_EXIT_TIMEOUT_S)

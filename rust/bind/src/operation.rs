@@ -429,24 +429,6 @@ impl Operation {
         self.name
     }
 
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // The collector runs on a thread that may be inside; then nothing is garbage yet.
-        let Ok(state) = self.state.try_lock() else {
-            return Ok(());
-        };
-        match &*state {
-            State::Fresh(Source::Known(held))
-            | State::Begun(Source::Known(held))
-            | State::Waiting { future: held, .. }
-            | State::Yielded(held) => visit.call(held),
-            State::Fresh(_) | State::Begun(_) | State::Spent => Ok(()),
-        }
-    }
-
-    fn __clear__(&self) {
-        drop(self.take());
-    }
-
     fn __repr__(&self) -> String {
         let state = match &*lock(&self.state) {
             State::Fresh(_) => "not awaited",

@@ -37,6 +37,22 @@ async def test_lsns_are_dense_and_in_the_order_of_the_calls(directory: Path) -> 
         assert await _contents(log) == [b"%d" % number for number in range(10)]
 
 
+async def test_awaits_out_of_order(directory: Path) -> None:
+    # Waiters that come in any order, at any level, are each answered with their own LSN.
+    log = await Log.open(directory, settings=LogSettings(linger_s=3600.0))
+    levels: list[Durability] = ["durable", "committed"]
+    started = [log.append(b"x", durability=levels[number % 2]) for number in range(2000)]
+    order = sorted(range(2000), key=lambda number: number * 7919 % 2003)
+    tasks = {number: asyncio.create_task(started[number]) for number in order}
+    started.clear()
+    flushed = asyncio.create_task(log.flush())
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in tasks.values())
+    await log.close()
+    assert [await tasks[number] for number in range(2000)] == list(range(1, 2001))
+    assert await flushed == 2000
+
+
 @pytest.mark.parametrize("tasks", [2, 300])
 async def test_tasks_get_what_they_wrote(directory: Path, tasks: int) -> None:
     # Each of many tasks finds its own record at the LSN it was given.

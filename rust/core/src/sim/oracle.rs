@@ -95,6 +95,8 @@ pub struct Ledger {
     attempts: Vec<Attempt>,
     acknowledged: u64,
     truncated: u64,
+    /// The position last acknowledged of a named cursor, and the one last asked for.
+    cursor: (u64, u64),
     serials: u64,
     batches: u64,
     has_failed: bool,
@@ -158,6 +160,35 @@ impl Ledger {
     /// The log was asked to forget what lies below `lsn`.
     pub fn truncate(&mut self, lsn: u64) {
         self.truncated = self.truncated.max(lsn);
+    }
+
+    /// A cursor is about to be moved to `position`.
+    pub fn move_cursor(&mut self, position: u64) {
+        self.cursor.1 = position;
+    }
+
+    /// The cursor's move was acknowledged.
+    pub fn cursor_moved(&mut self) {
+        self.cursor.0 = self.cursor.1;
+    }
+
+    /// Holds the position of the cursor that a recovery shows against the ledger; zero if it shows
+    /// no cursor. From then on exactly that must be shown.
+    pub fn cursor_recovered(&mut self, position: u64) -> Verdict {
+        let (acknowledged, asked) = self.cursor;
+        if position != acknowledged && position != asked {
+            let text = format!("the cursor is at {position}, not at {acknowledged} or {asked}");
+            return Err(Violation::new("O1", text));
+        }
+        if position > self.acknowledged {
+            let text = format!(
+                "the cursor is at {position}, the log ends at {}",
+                self.acknowledged
+            );
+            return Err(Violation::new("O2", text));
+        }
+        self.cursor = (position, position);
+        Ok(())
     }
 
     /// The bytes last given under `lsn`.
@@ -240,7 +271,8 @@ impl Ledger {
 
     /// Tells what this ledger expects from what another does.
     pub fn fingerprint(&self) -> u64 {
-        let begin = mix(self.acknowledged ^ mix(self.truncated ^ mix(self.serials)));
+        let cursor = mix(self.cursor.0 ^ mix(self.cursor.1));
+        let begin = mix(self.acknowledged ^ mix(self.truncated ^ mix(self.serials ^ cursor)));
         self.attempts.iter().fold(begin, |sum, one| {
             mix(sum ^ one.serial << 40 ^ one.batch << 20 ^ one.length as u64)
         })

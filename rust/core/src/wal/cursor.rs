@@ -25,7 +25,7 @@ use crate::{
     io::{Access, BLOCK, Blocking, Buffer, File},
 };
 
-use super::segment::CURSORS_NAME;
+use super::{scan::is_unreadable, segment::CURSORS_NAME};
 
 /// Most cursors of one log.
 pub const CURSORS_MAX: usize = 1024;
@@ -67,9 +67,11 @@ impl Cursors {
             Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(Self::default()),
             Err(error) => return Err(error),
         };
-        // An image that was read before it was durable could go back after a crash.
+        // An image that was read before it was durable could go back after a crash; nor may it come
+        // from pages that a failed sync left in the cache.
         if write {
             io.sync(&file)?;
+            io.drop_cache(&file)?;
         }
         let newest = [0, SLOT_BYTES]
             .into_iter()
@@ -216,7 +218,12 @@ type Image = (u64, BTreeMap<String, Mark>);
 
 fn read_image(io: &mut Blocking<'_>, file: &File, offset: u64) -> Result<Option<Image>> {
     let length = SLOT_BYTES as usize;
-    let (count, image) = io.read(file, offset, length, Buffer::zeroed(length))?;
+    let (count, image) = match io.read(file, offset, length, Buffer::zeroed(length)) {
+        Ok(read) => read,
+        // A power cut may leave a slot that was being written unreadable; the other one counts.
+        Err(error) if is_unreadable(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let image = &image[..count];
     if get_u32(image, 0) == MAGIC && get_u32(image, 4) != VERSION {
         return Err(Error::new(

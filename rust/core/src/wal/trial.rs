@@ -11,11 +11,12 @@ use crate::{
     ids::{Lsn, StoreId},
     io::{Backend, Blocking, Disk, File, Wait},
     sim::{Book, LIVENESS, Ledger, SimDisk, Subject, Verdict, Violation},
-    sync::Arc,
+    sync::{Arc, lock},
 };
 
 use super::{
     commit::Next,
+    cursor::{Cursors, Mark},
     lock::{Census, Holder},
     open::{self, Manner, Opened, World},
     reader::{Batch, Catalogue, Reader},
@@ -24,6 +25,7 @@ use super::{
 };
 
 const PATH: &str = "/log";
+const CURSOR: &str = "c";
 const CHUNK_BYTES: usize = 8 << 10;
 
 /// Nobody is alive but us.
@@ -84,6 +86,8 @@ pub enum Op {
     Rotate,
     /// Drops what can be dropped of the records so far.
     Truncate,
+    /// Moves a cursor to the last durable record.
+    Cursor,
     /// An orderly close, and an open by the same process.
     Reopen,
 }
@@ -101,6 +105,7 @@ impl Op {
             Self::Rest,
             Self::Rotate,
             Self::Truncate,
+            Self::Cursor,
             Self::Reopen,
         ];
         sizes.chain(others).collect()
@@ -145,6 +150,11 @@ fn hold_against(book: &Book, first: Lsn, batches: &[Batch], next: Lsn) -> Verdic
     book.with(|ledger| ledger.recovered(first.0, records, next.0))
 }
 
+fn show_cursor(book: &Book, cursor: Option<Mark>) -> Verdict {
+    let position = cursor.map_or(0, |mark| mark.position.0);
+    book.with(|ledger| ledger.cursor_recovered(position))
+}
+
 impl Session {
     fn begin(trial: &Trial, disk: &SimDisk) -> Result<Self> {
         let world = World {
@@ -175,7 +185,9 @@ impl Session {
             read(io, catalogue, self.opened.dir.clone(), first, next)
         });
         let shown = shown.map_err(|error| refused("read", &error))?;
-        hold_against(book, first, &shown, next)
+        hold_against(book, first, &shown, next)?;
+        let cursor = lock(&appender.0.cursors).get(CURSOR);
+        show_cursor(book, cursor)
     }
 
     fn give(&mut self, book: &Book, lengths: &[usize]) -> Verdict<Lsn> {
@@ -291,6 +303,23 @@ impl Session {
             .map_err(|error| refused("truncate", &error))
     }
 
+    fn move_cursor(&mut self, disk: &SimDisk, book: &Book) -> Verdict {
+        let position = self.acknowledged;
+        book.with(|ledger| ledger.move_cursor(position.0));
+        let mark = Mark {
+            position,
+            holds_truncation: false,
+        };
+        let mut cursors = lock(&self.opened.appender.0.cursors);
+        let moved = disk.backend().and_then(|mut backend| {
+            let io = &mut Blocking::new(&mut *backend);
+            cursors.set(io, &self.opened.dir, CURSOR, mark)
+        });
+        moved.map_err(|error| refused("move a cursor", &error))?;
+        book.with(Ledger::cursor_moved);
+        Ok(())
+    }
+
     fn close(&mut self, disk: &SimDisk, book: &Book) -> Verdict {
         self.opened.appender.0.request_close();
         let next = self.drive(disk, book, |_| false)?;
@@ -335,6 +364,7 @@ impl Subject for Trial {
                 session.append(disk, book, &[1464])
             }
             Op::Truncate => session.truncate(disk, book),
+            Op::Cursor => session.move_cursor(disk, book),
             Op::Reopen => {
                 session.close(disk, book)?;
                 *session = self.open(disk, book)?;
@@ -354,24 +384,27 @@ impl Subject for Trial {
             };
             let recovered = recovery::recover(io, &dir, self.settings.recovery)?;
             let catalogue = Arc::new(Catalogue::new(&recovered));
+            let cursor = Cursors::load(io, &dir, false)?.get(CURSOR);
             let batches = read(io, catalogue, dir, recovered.first, recovered.next)?;
-            Ok(Some((recovered.first, batches, recovered.next)))
+            Ok(Some((recovered.first, batches, recovered.next, cursor)))
         };
-        match shown().map_err(|error: Error| refused("recover", &error))? {
-            Some((first, batches, next)) => hold_against(book, first, &batches, next),
-            None => hold_against(book, Lsn::FIRST, &[], Lsn::FIRST),
-        }
+        let empty = (Lsn::FIRST, Vec::new(), Lsn::FIRST, None);
+        let shown = shown().map_err(|error: Error| refused("recover", &error))?;
+        let (first, batches, next, cursor) = shown.unwrap_or(empty);
+        hold_against(book, first, &batches, next)?;
+        show_cursor(book, cursor)
     }
 
     fn next_ops(&self, draw: u64) -> Vec<Op> {
         let size = |shift: u32| Op::SIZES[(draw >> shift) as usize % Op::SIZES.len()];
-        match draw % 8 {
+        match draw % 9 {
             0 | 1 => vec![Op::Append(size(3))],
             2 => vec![Op::Pair(size(3), size(6))],
             3 => vec![Op::Append(size(3)), Op::Pair(size(6), size(9))],
             4 => vec![Op::Batch([size(3), size(6)])],
             5 => vec![Op::Rotate],
-            6 => vec![Op::Append(size(3)), Op::Reopen, Op::Append(size(6))],
+            6 => vec![Op::Append(size(3)), Op::Cursor, Op::Cursor],
+            7 => vec![Op::Append(size(3)), Op::Reopen, Op::Append(size(6))],
             _ => vec![Op::Append(size(3)), Op::Rest, Op::Truncate],
         }
     }

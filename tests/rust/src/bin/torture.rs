@@ -60,7 +60,7 @@ fn torture() -> Result<(), String> {
     let run = if wish.faults { faults } else { crashes };
     for campaign in &wish.campaigns {
         let summary = match wish.workload {
-            Some(number) => run(*campaign, wish.seed, number, Budget::States(1)),
+            Some(number) => run(*campaign, wish.seed, number, Budget::Workloads(1)),
             None => run(*campaign, wish.seed, 0, Budget::Time(share)),
         };
         println!("{}", summary?.line());

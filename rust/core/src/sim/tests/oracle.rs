@@ -68,6 +68,21 @@ fn nothing_is_acknowledged_after_a_failure() {
 }
 
 #[test]
+fn a_cursor_is_where_it_was_left() {
+    // At the acknowledged position or the one asked for since, and once shown it stays.
+    let (mut ledger, _) = ledger();
+    assert_eq!(oracle(ledger.clone().cursor_recovered(1)), "O1");
+    ledger.move_cursor(1);
+    assert_eq!(oracle(ledger.clone().cursor_recovered(0)), "none");
+    ledger.cursor_recovered(1).unwrap();
+    assert_eq!(oracle(ledger.clone().cursor_recovered(0)), "O1");
+    ledger.move_cursor(2);
+    ledger.cursor_moved();
+    assert_eq!(oracle(ledger.clone().cursor_recovered(1)), "O1");
+    assert_eq!(oracle(ledger.cursor_recovered(2)), "O2");
+}
+
+#[test]
 fn values_are_told_apart() {
     // A value is known by its bytes alone, whatever its length; longer ones check themselves.
     for length in [1, 2, 15, 16, 17, 511, 512, 513, 1536] {
