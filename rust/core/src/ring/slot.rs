@@ -115,6 +115,11 @@ impl<T> Slots<T> {
     #[inline]
     pub(super) fn released(&self, look: Look) -> u64 {
         match look {
+            // The planted bug joins the queue without looking again.
+            // Killed by `loom::a_queued_append_is_woken_by_released_slots`.
+            Look::Sure if cfg!(mutant = "ring_queue_without_recheck") => {
+                self.released.load(Ordering::Acquire)
+            }
             // Acquire: partner is the release half of `Tap::release`; the tap has moved the old
             // payload out before we overwrite it.
             Look::Glance => self.released.load(Ordering::Acquire),
@@ -149,7 +154,7 @@ impl<T> Slots<T> {
         loop {
             match self.refuses_at(word, count, look) {
                 // The planted bug looks at the closed mark once and then insists.
-                // Killed by `tests::close_storm` and `loom::append_against_close_and_drain`.
+                // Killed by `tests::crowd::close_storm` and `loom::append_against_close_and_drain`.
                 Some(Shut::Closed) if cfg!(mutant = "ring_close_loses") && !first_look => {}
                 Some(shut) => return Err(shut),
                 None => {}
