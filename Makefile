@@ -56,7 +56,7 @@ bench-quick: build-bench ## The same cells, shorter: under five minutes, into bu
 
 .PHONY: torture
 torture: build ## The long proofs, for TORTURE_SECONDS (default 600): deeper crash states, storms, planted bugs
-	@MILLRACE_TORTURE_SECONDS=$(TORTURE_SECONDS) $(RUST_TESTS) -- --include-ignored
+	@MILLRACE_TORTURE_SECONDS=$(TORTURE_SECONDS) $(RUST_TESTS) -- --ignored --nocapture
 	@MILLRACE_TORTURE_SECONDS=$(TORTURE_SECONDS) $(BIN)/pytest -m torture --timeout 0 -p no:cacheprovider
 	@$(MAKE) --no-print-directory mutants
 
@@ -104,7 +104,8 @@ format: $(STAMPS)/tools ## Format Rust and Python
 
 .PHONY: test-rust
 test-rust: $(STAMPS)/tools ## Unit tests, crash states, damage, fault loops
-	@$(RUST_TESTS)
+	@$(RUST_TESTS) -- --skip breaks_a_promise
+	@cargo test --locked --quiet --profile fast --package millrace-tests --test crash_states -- --nocapture breaks_a_promise
 
 .PHONY: loom
 loom: ## Every interleaving of the ring, completion and port models

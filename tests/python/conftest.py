@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,11 @@ from millrace import LogSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# A shell that starts us in the background lets us ignore SIGINT, and our children would inherit
+# that. They are interrupted in some tests, as from a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KIB = 1024
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
