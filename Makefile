@@ -56,7 +56,8 @@ bench-quick: build-bench ## The same cells, shorter: under five minutes, into bu
 
 .PHONY: torture
 torture: build ## The long proofs, for TORTURE_SECONDS (default 600): deeper crash states, storms, planted bugs
-	@MILLRACE_TORTURE_SECONDS=$(TORTURE_SECONDS) $(RUST_TESTS) -- --ignored --nocapture
+	@MILLRACE_TORTURE_SECONDS=$(TORTURE_SECONDS) cargo test --locked --quiet --profile fast \
+	  --package millrace-tests -- --ignored --nocapture
 	@MILLRACE_TORTURE_SECONDS=$(TORTURE_SECONDS) $(BIN)/pytest -m torture --timeout 0 -p no:cacheprovider
 	@$(MAKE) --no-print-directory mutants
 
