@@ -58,7 +58,8 @@ class LogSettings:
             it, `strict` refuses; `salvage` shows what is whole and reports the rest, and is only
             for `read_only=True`.
 
-        commit_path: How a group reaches the disk. `auto` measures and takes the quickest.
+        commit_path: How a group reaches the disk. `auto` measures and takes the quickest; `direct`
+            if it is not a quarter slower, for it keeps several groups in flight.
 
         driver: Who turns the engine. `auto` is a thread of its own.
 
