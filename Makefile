@@ -119,9 +119,7 @@ stubtest: $(STAMPS)/extension ## The stub of the extension against the extension
 
 .PHONY: test-python
 test-python: $(STAMPS)/extension ## The Python tests
-	@$(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile -m "not torture" || { \
-	  echo "test-python: FAILED above; what failed is run once more, alone, and must pass"; \
-	  $(BIN)/pytest --last-failed --last-failed-no-failures none -m "not torture"; }
+	@$(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile -m "not torture"
 
 .PHONY: lock
 lock: $(STAMPS)/venv ## Pin the Python tools anew (asks PyPI)
