@@ -4,7 +4,7 @@
 //! kernel: whoever leaks it keeps the memory valid for ever.
 
 use std::{
-    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error},
     fmt,
     ops::{Deref, DerefMut},
     ptr::NonNull,
@@ -39,6 +39,23 @@ impl Buffer {
         let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
         };
+        Self { start, length }
+    }
+
+    /// A copy of `bytes`.
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        let length = bytes.len();
+        if length == 0 {
+            return Self::zeroed(0);
+        }
+        let layout = Self::layout(length);
+        // SAFETY: the layout has a non-zero size, checked above.
+        let Some(start) = NonNull::new(unsafe { alloc(layout) }) else {
+            handle_alloc_error(layout)
+        };
+        // SAFETY: `start` is valid for `length` bytes, new, and so apart from `bytes`; after the
+        // copy all of it is initialised.
+        unsafe { start.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), length) };
         Self { start, length }
     }
 
@@ -95,5 +112,16 @@ mod tests {
             assert_eq!(buffer.len(), length);
         }
         assert!(Buffer::zeroed(0).is_empty());
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes_and_a_place_of_its_own() {
+        // What is written survives whatever the caller does with his own memory.
+        let mut bytes: Vec<u8> = (0..=255).collect();
+        let copy = Buffer::copy_of(&bytes);
+        bytes.fill(0);
+        assert!(copy.iter().enumerate().all(|(at, byte)| at == usize::from(*byte)));
+        assert_eq!(copy.as_ptr() as usize % BLOCK, 0);
+        assert!(Buffer::copy_of(&[]).is_empty());
     }
 }

@@ -40,9 +40,11 @@ pub mod faulty;
 mod file;
 #[cfg(any(test, feature = "testing"))]
 mod memory;
+pub(crate) mod program;
 mod request;
 pub(crate) mod signal;
 pub(crate) mod sys;
+pub(crate) mod vectors;
 pub(crate) mod worker;
 
 pub use blocking::Blocking;
@@ -51,7 +53,8 @@ pub use execute::{Alignment, Durability, direct_alignment};
 pub use file::{Access, File, Open};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryDisk;
-pub use request::{Answer, Class, Finished, Op, Request, Token};
+pub use request::{Answer, Cancelled, Class, Finished, Op, Request, Status, Token};
+pub(crate) use request::total;
 pub(crate) use sys::wake_on_time;
 
 /// How long [`Backend::poll`] may wait when nothing has finished yet.
@@ -85,12 +88,28 @@ pub struct Leftovers {
     pub bytes: u64,
 }
 
+impl Leftovers {
+    /// Counts `more` too.
+    pub(crate) fn add(&mut self, more: Self) {
+        self.requests += more.requests;
+        self.bytes += more.bytes;
+    }
+}
+
 /// A disk, seen by one owner. See the module for what every implementation owes.
 pub trait Backend: Send {
     /// Takes a request, or gives it back when the table is full (poll first, then try again).
     /// Never blocks, except for a backend that executes a request on the turning thread: that
     /// one does it in `poll`, not here.
     fn submit(&mut self, request: Request) -> Result<(), Request>;
+
+    /// Asks that the request with `token` be given up. Its own answer still comes, and is the only
+    /// thing that ends it: a full success that was quicker stays one, and what moved only a part
+    /// is answered with `ECANCELED`. Tokens of requests in flight must differ for this.
+    fn cancel(&mut self, token: Token) -> Cancelled {
+        let _ = token;
+        Cancelled::TooLate
+    }
 
     /// Moves finished requests to the end of `out`; waits as told if there are none yet.
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()>;
