@@ -10,6 +10,8 @@ use std::{
     ptr::NonNull,
 };
 
+use crate::error::{Error, ErrorKind, Result};
+
 /// Alignment of every buffer and default unit of direct I/O, in bytes: the page size, and the
 /// largest logical sector in use (4Kn).
 pub const BLOCK: usize = 4096;
@@ -40,6 +42,22 @@ impl Buffer {
             handle_alloc_error(layout)
         };
         Self { start, length }
+    }
+
+    /// As [`zeroed`](Self::zeroed), for lengths that a program chose: what does not fit into memory
+    /// is an error.
+    pub fn try_zeroed(length: usize) -> Result<Self> {
+        let refused = || {
+            Error::new(ErrorKind::TooLarge, "no memory for a buffer of this length")
+                .with("length", length as i128)
+        };
+        if length == 0 {
+            return Ok(Self::zeroed(0));
+        }
+        let layout = Layout::from_size_align(length, BLOCK).map_err(|_| refused())?;
+        // SAFETY: the layout has a non-zero size, checked above.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
+        Ok(Self { start, length })
     }
 
     /// A copy of `bytes`.

@@ -24,7 +24,7 @@
 //!
 //! Nothing here orders two requests in flight at the same time; owners wait for an answer first.
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::RawFd, sync::Arc, time::Duration};
 
 use crate::{clock::Mono, error::Result};
 
@@ -79,6 +79,23 @@ impl Wait {
     }
 }
 
+/// What it took to carry requests out, counted since a backend was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Effort {
+    /// System calls that entered the ring.
+    pub enters: u64,
+    /// Times a wait was ended from outside by ringing the bell.
+    pub wakes_rung: u64,
+    /// Wakes that found the owner awake, or woken already.
+    pub wakes_coalesced: u64,
+    /// Times the kernel said that answers found no room.
+    pub overflows: u64,
+    /// Submissions repeated because they were interrupted or told to try again.
+    pub retried: u64,
+    /// Answers that moved less than was asked for.
+    pub short: u64,
+}
+
 /// What is left behind by [`Backend::shutdown`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Leftovers {
@@ -122,6 +139,22 @@ pub trait Backend: Send {
 
     /// Requests submitted and not yet finished.
     fn in_flight(&self) -> usize;
+
+    /// How many requests it takes before it gives one back.
+    fn capacity(&self) -> usize {
+        usize::MAX
+    }
+
+    /// What it took so far to carry requests out.
+    fn effort(&self) -> Effort {
+        Effort::default()
+    }
+
+    /// Descriptors that become readable when a poll would find something, for an owner who waits
+    /// elsewhere. Empty if this backend must be polled to get on.
+    fn watched(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
 
     /// Keeps `lock` open for as long as the kernel may still carry out writes of this backend,
     /// even after the process died. A ring registers the descriptor with itself.

@@ -124,6 +124,8 @@ impl World {
                 let effect = self.plan_write(&file, offset, length, &buffer, sync);
                 return (effect, Some(buffer), Some(file));
             }
+            // Paths and sockets belong to programs; the simulated machine runs none.
+            _ => (refused(libc::EOPNOTSUPP), None),
         };
         (effect, None, file)
     }

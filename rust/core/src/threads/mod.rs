@@ -229,6 +229,10 @@ impl Backend for ThreadsBackend {
         self.in_flight
     }
 
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     fn hold(&mut self, lock: &File) -> Result<()> {
         self.origin.check()?;
         execute::fd(lock)?;

@@ -80,6 +80,7 @@ pub struct UringDisk {
     capacity: usize,
     setup: Setup,
     durability: Durability,
+    guest: bool,
 }
 
 impl UringDisk {
@@ -92,6 +93,7 @@ impl UringDisk {
                 plain: false,
             },
             durability: Durability::Dsync,
+            guest: false,
         }
     }
 
@@ -102,12 +104,22 @@ impl UringDisk {
         self
     }
 
-    /// How many requests a backend takes before it gives one back; 1 to 4096.
+    /// How many requests a backend takes before it gives one back; 1 to 32768. A full queue is
+    /// submitted and filled again, so it may be smaller than this.
     #[must_use]
     pub fn with_capacity(mut self, capacity: usize) -> Self {
-        self.capacity = capacity.clamp(1, 4096);
-        self.setup.entries = (self.capacity as u32).next_power_of_two();
+        self.capacity = capacity.clamp(1, 32_768);
+        self.setup.entries = (self.capacity as u32).next_power_of_two().clamp(8, 4096);
         self
+    }
+
+    /// For backends turned by threads that may end before the requests they submitted: a ring that
+    /// any thread may enter, and nothing left to workers of the kernel, which end with the thread
+    /// that gave them their work.
+    #[must_use]
+    pub fn for_guests(mut self) -> Self {
+        self.guest = true;
+        self.with_plain_ring()
     }
 
     /// How a write with `sync` becomes durable.
@@ -143,7 +155,7 @@ impl UringDisk {
             later: Vec::new(),
             cancels: VecDeque::new(),
             keys: HashMap::new(),
-            guest: false,
+            guest: self.guest,
             calls: VecDeque::new(),
             ready: Vec::new(),
             in_flight: 0,
@@ -678,6 +690,10 @@ impl Backend for UringBackend {
 
     fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
     }
 
     fn hold(&mut self, lock: &File) -> Result<()> {
