@@ -56,6 +56,7 @@ impl World {
     }
 
     /// What an operation will do. Paths and sockets belong to programs; this machine runs none.
+    #[allow(clippy::too_many_lines, reason = "one arm for each operation")]
     pub(super) fn plan(&self, op: Op) -> (Effect, Option<Buffer>, Option<File>) {
         let (effect, file) = match op {
             Op::OpenDir { path, create } => (Effect::OpenDir { path, create }, None),
@@ -88,7 +89,7 @@ impl World {
                 self.file(&file, |ino, _, _| Effect::Length { ino }),
                 Some(file),
             ),
-            Op::Sync { file } => (
+            Op::Sync { file } | Op::SyncData { file } => (
                 self.file(&file, |ino, _, _| Effect::Sync { ino }),
                 Some(file),
             ),
