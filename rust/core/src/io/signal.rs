@@ -25,7 +25,7 @@ use std::{
 use super::sys;
 use crate::{
     error::{Error, Result},
-    sync::Wake,
+    sync::{Count, Wake},
 };
 
 const SLEEPING: u32 = 1;
@@ -37,6 +37,8 @@ const WOKEN: u32 = 4;
 pub(crate) struct Signal {
     word: AtomicU32,
     bell: OwnedFd,
+    rung: Count,
+    coalesced: Count,
 }
 
 impl Signal {
@@ -45,6 +47,8 @@ impl Signal {
         Ok(Self {
             word: AtomicU32::new(0),
             bell,
+            rung: Count::default(),
+            coalesced: Count::default(),
         })
     }
 
@@ -95,8 +99,16 @@ impl Signal {
         // the word shows whether somebody rang during this sleep.
         let before = self.word.fetch_or(bit, Ordering::AcqRel);
         if before == SLEEPING {
+            self.rung.up();
             sys::raise(self.bell());
+        } else {
+            self.coalesced.up();
         }
+    }
+
+    /// How often a sleep was ended, and how often that was not needed.
+    pub(crate) fn counted(&self) -> (u64, u64) {
+        (self.rung.get(), self.coalesced.get())
     }
 }
 

@@ -31,8 +31,8 @@ use crate::{
     error::{Error, ErrorKind, Result},
     fork::Origin,
     io::{
-        Backend, Cancelled, Class, Disk, Durability, File, Finished, Leftovers, Op, Request, Token,
-        Wait, Wake, execute,
+        Backend, Cancelled, Class, Disk, Durability, Effort, File, Finished, Leftovers, Op,
+        Request, Token, Wait, Wake, execute,
         signal::Signal,
         worker::{Workers, refused, take, withdrawn},
     },
@@ -231,6 +231,15 @@ impl Backend for ThreadsBackend {
 
     fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    fn effort(&self) -> Effort {
+        let (wakes_rung, wakes_coalesced) = self.signal.counted();
+        Effort {
+            wakes_rung,
+            wakes_coalesced,
+            ..Effort::default()
+        }
     }
 
     fn hold(&mut self, lock: &File) -> Result<()> {
