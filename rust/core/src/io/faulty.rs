@@ -16,60 +16,12 @@ use std::{
     time::Duration,
 };
 
-use super::{Backend, Disk, File, Finished, Leftovers, Op, Request, Token, Wait, Wake};
+use super::{Backend, Disk, File, Finished, Kind, Leftovers, Request, Token, Wait, Wake};
 use crate::{
     clock::Mono,
     error::{Error, Result},
     sync::lock,
 };
-
-/// What a request asks for, as faults tell them apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "one for each operation, named like it")]
-pub enum Kind {
-    OpenDir,
-    Open,
-    List,
-    Length,
-    Read,
-    /// A write that does not wait for durability.
-    Write,
-    /// A write that does.
-    WriteSync,
-    Sync,
-    Allocate,
-    Truncate,
-    Rename,
-    Unlink,
-    SyncDir,
-    DropCache,
-    Lock,
-    Unlock,
-}
-
-impl Kind {
-    /// The kind of an operation.
-    pub fn of(op: &Op) -> Self {
-        match op {
-            Op::OpenDir { .. } => Self::OpenDir,
-            Op::Open { .. } => Self::Open,
-            Op::List { .. } => Self::List,
-            Op::Length { .. } => Self::Length,
-            Op::Read { .. } => Self::Read,
-            Op::Write { sync: false, .. } => Self::Write,
-            Op::Write { sync: true, .. } => Self::WriteSync,
-            Op::Sync { .. } => Self::Sync,
-            Op::Allocate { .. } => Self::Allocate,
-            Op::Truncate { .. } => Self::Truncate,
-            Op::Rename { .. } => Self::Rename,
-            Op::Unlink { .. } => Self::Unlink,
-            Op::SyncDir { .. } => Self::SyncDir,
-            Op::DropCache { .. } => Self::DropCache,
-            Op::Lock { .. } => Self::Lock,
-            Op::Unlock { .. } => Self::Unlock,
-        }
-    }
-}
 
 /// One way to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
