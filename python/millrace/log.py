@@ -380,14 +380,14 @@ def _warn_unclosed(log: Log) -> None:
 def _close_at_exit() -> None:
     """Close what was left open, within a bound, while the interpreter is whole."""
     # What a forked child inherited is its parent's to close.
-    mine = [log for log in list(_open) if log._owner == os.getpid()]  # noqa: SLF001
+    mine = [log for log in list(_open) if log._owner == os.getpid()]
     left = [log for log in mine if log._state == "open"]
     with contextlib.ExitStack() as exits:
         for log in left:
             # On a stack, so that a warning that is made an error does not keep logs from closing.
             exits.callback(_close_within_bound, log)
             exits.callback(_warn_unclosed, log)
-            log._owner = None  # noqa: SLF001 - it is being complained about
+            log._owner = None  # it is being complained about
 
 
 def _close_within_bound(log: Log) -> None:

@@ -259,15 +259,14 @@ async def test_an_empty_batch_needs_an_open_log(
     waiting = asyncio.create_task(log.append(b"x"))
     await asyncio.sleep(0)
     assert await asyncio.wait_for(log.append_many([]), 0.5) == range(2, 2)
+    closing = log.close() if state == "closing" else None
     if state == "closing":
-        closing = log.close()
         await waiting
     elif state == "failed":
         await waiting
-        with _files_limited():
-            with contextlib.suppress(Error):
-                while True:
-                    await log.append(bytes(1 << 20))
+        with _files_limited(), contextlib.suppress(Error):
+            while True:
+                await log.append(bytes(1 << 20))
     else:
         await log.close()
         await waiting
@@ -278,7 +277,7 @@ async def test_an_empty_batch_needs_an_open_log(
     with pytest.raises(type(any_append.value), match=re.escape(str(any_append.value))):
         await log.append_many([])
     with contextlib.suppress(Error):
-        await (closing if state == "closing" else log.close())
+        await (closing or log.close())
 
 
 @contextlib.contextmanager
