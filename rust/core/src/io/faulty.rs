@@ -12,11 +12,14 @@
 
 use std::{
     collections::HashMap,
+    os::fd::RawFd,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use super::{Backend, Disk, File, Finished, Kind, Leftovers, Request, Token, Wait, Wake};
+use super::{
+    Backend, Cancelled, Disk, Effort, File, Finished, Kind, Leftovers, Request, Token, Wait, Wake,
+};
 use crate::{
     clock::Mono,
     error::{Error, Result},
@@ -214,6 +217,14 @@ impl Backend for FaultyBackend {
         Ok(())
     }
 
+    fn cancel(&mut self, token: Token) -> Cancelled {
+        let mine = |(inside, (owner, _)): (&u64, &(Token, _))| (*owner == token).then_some(*inside);
+        match self.under_way.iter().find_map(mine) {
+            Some(inside) => self.inner.cancel(Token(inside)),
+            None => Cancelled::TooLate,
+        }
+    }
+
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
         let wait = if self.ready.is_empty() {
             wait
@@ -244,6 +255,18 @@ impl Backend for FaultyBackend {
 
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.ready.len()
+    }
+
+    fn capacity(&self) -> usize {
+        self.inner.capacity()
+    }
+
+    fn effort(&self) -> Effort {
+        self.inner.effort()
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        self.inner.watched()
     }
 
     fn hold(&mut self, lock: &File) -> Result<()> {
