@@ -22,6 +22,7 @@
 
 use std::{
     collections::VecDeque,
+    os::fd::{BorrowedFd, RawFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -231,6 +232,18 @@ impl Backend for ThreadsBackend {
 
     fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.origin.check()?;
+        if bell.is_some() {
+            self.sockets.prepare()?;
+        }
+        self.signal.tell(bell)
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        self.sockets.set().into_iter().collect()
     }
 
     fn effort(&self) -> Effort {

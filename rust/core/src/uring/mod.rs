@@ -27,6 +27,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
+    os::fd::BorrowedFd,
     sync::Arc,
     time::Duration,
 };
@@ -477,6 +478,16 @@ impl Backend for UringBackend {
 
     fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.origin.check()?;
+        self.prepare_ring()?;
+        self.signal.tell(bell)?;
+        match self.ring.as_mut() {
+            Some(ring) => ring.notify(bell),
+            None => Ok(()),
+        }
     }
 
     fn effort(&self) -> Effort {

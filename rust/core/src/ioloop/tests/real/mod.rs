@@ -1,6 +1,7 @@
 //! The same behaviours on every backend this machine offers.
 
 mod crowds;
+mod drivers;
 mod ends;
 mod files;
 mod sockets;
