@@ -176,6 +176,16 @@ impl<T> TimeoutWheel<T> {
         Some(Mono(self.origin.0.saturating_add(since)))
     }
 
+    /// Begins anew at `now`, perhaps on another clock; returns the values of all timers.
+    ///
+    /// Keys from before stay stale.
+    pub fn restart(&mut self, now: Mono) -> Vec<T> {
+        let mut left = Vec::new();
+        self.cancel_where(|_| true, &mut left);
+        (self.origin, self.now, self.elapsed) = (now, now, 0);
+        left
+    }
+
     /// Whether the key's timer still waits.
     pub fn contains(&self, key: Key) -> bool {
         self.slab.find(key).is_some()

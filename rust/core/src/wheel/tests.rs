@@ -481,6 +481,22 @@ fn time_that_runs_backwards_is_ignored() {
 }
 
 #[test]
+fn a_wheel_can_begin_anew_on_another_clock() {
+    // Belief: a restart hands everything out, forgets its time, and makes no old key valid.
+    let mut wheel = wheel::<u64>(1, 1_000);
+    let old = wheel.schedule(Mono(5_000), 1).unwrap();
+    wheel.schedule(Mono(6_000), 2).unwrap();
+    due(&mut wheel, 2_000);
+    let mut left = wheel.restart(Mono(0));
+    left.sort_unstable();
+    assert_eq!(left, [1, 2]);
+    let new = wheel.schedule(Mono(10), 3).unwrap();
+    assert_eq!(wheel.next_deadline(), Some(Mono(10)));
+    assert!(!wheel.contains(old) && wheel.contains(new));
+    assert_eq!(due(&mut wheel, 10), [3]);
+}
+
+#[test]
 fn values_are_dropped_once() {
     // Belief: cancelled, due and left in the wheel, each value is dropped exactly once, and at
     // the moment it leaves.
