@@ -83,7 +83,10 @@ fn filled(live: u64) -> (TimeoutWheel<u64>, Vec<Key>) {
     (wheel, keys)
 }
 
-fn filled_map(live: u64) -> (BTreeMap<(u64, u64), u64>, Vec<(u64, u64)>) {
+/// Deadline and number.
+type Place = (u64, u64);
+
+fn filled_map(live: u64) -> (BTreeMap<Place, u64>, Vec<Place>) {
     let mut numbers = Numbers(live);
     let keys: Vec<_> = (0..live)
         .map(|value| (numbers.deadline().0, value))

@@ -42,7 +42,7 @@ pub fn capture(py: Python<'_>, core: &Core) -> PyResult<Py<PyAny>> {
         return Ok(shared.clone_ref(py));
     }
     let fresh = fresh.unbind();
-    let before = std::mem::replace(&mut state.captured.0, Some((fresh.clone_ref(py), mapping)));
+    let before = state.captured.0.replace((fresh.clone_ref(py), mapping));
     drop(state);
     drop(before);
     Ok(fresh)

@@ -170,8 +170,8 @@ fn refresh(
 
 /// Whether this very loop runs in this thread, as asyncio sees it.
 pub fn runs_here(event_loop: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let py = event_loop.py();
     static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = event_loop.py();
     let running = ASK.import(py, "asyncio", "_get_running_loop")?.call0()?;
     Ok(running.is(event_loop))
 }
@@ -212,5 +212,5 @@ fn monotonic() -> Mono {
     };
     // SAFETY: the kernel fills a struct that is ours; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    Mono(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+    Mono(now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned())
 }

@@ -15,7 +15,7 @@ const TICK_MAX_S: f64 = 3600.0;
 
 pub fn tick(tick_s: f64) -> PyResult<Duration> {
     if (TICK_MIN_S..=TICK_MAX_S).contains(&tick_s) {
-        return Ok(Duration::from_nanos((tick_s * NANOS).round() as u64));
+        return Ok(Duration::from_nanos(nanos(tick_s)));
     }
     Err(PyValueError::new_err(format!(
         "tick_s must lie between a microsecond and an hour, not {tick_s}"
@@ -32,7 +32,7 @@ pub fn delay(value: &Bound<'_, PyAny>) -> PyResult<Duration> {
         )));
     }
     // A float beyond what 64 bits of nanoseconds hold becomes their maximum: 584 years.
-    Ok(Duration::from_nanos((delay_s * NANOS).round() as u64))
+    Ok(Duration::from_nanos(nanos(delay_s)))
 }
 
 /// An instant of the loop's clock.
@@ -47,10 +47,18 @@ pub fn instant(value: &Bound<'_, PyAny>) -> PyResult<Mono> {
 /// The instant a float of the loop's clock stands for. Rounded, because a float that came from
 /// adding others up may be a hair below what was meant.
 pub fn mono(when: f64) -> Mono {
-    Mono((when * NANOS).round() as u64)
+    Mono(nanos(when))
+}
+
+/// Nanoseconds, as near as can be; what 64 bits cannot hold becomes the nearest they can.
+#[allow(clippy::cast_sign_loss, reason = "a cast from float saturates")]
+#[inline]
+fn nanos(seconds: f64) -> u64 {
+    (seconds * NANOS).round() as u64
 }
 
 /// The float of the loop's clock for an instant.
+#[allow(clippy::cast_precision_loss, reason = "a clock of floats has no more")]
 pub fn of(instant: Mono) -> f64 {
     instant.0 as f64 / NANOS
 }

@@ -225,17 +225,14 @@ impl Timeout {
     ) -> PyResult<Py<Instant>> {
         self.disarm(py)?;
         let mut inner = lock(&self.inner);
-        match inner.stage {
-            stage @ (Stage::Expiring | Stage::Closing) => {
-                drop(inner);
-                self.conclude(py, stage, thrown)?;
-            }
-            _ => {
-                inner.stage = Stage::Finished;
-                let task = inner.task.take();
-                drop(inner);
-                drop(task);
-            }
+        if let stage @ (Stage::Expiring | Stage::Closing) = inner.stage {
+            drop(inner);
+            self.conclude(py, stage, thrown)?;
+        } else {
+            inner.stage = Stage::Finished;
+            let task = inner.task.take();
+            drop(inner);
+            drop(task);
         }
         Instant::nothing(py)
     }
