@@ -27,6 +27,9 @@ __all__ = [
     "__version__",
     "backend_info",
     "check_settings",
+    "come_back_by_bridge",
+    "come_back_by_port",
+    "end_bridge",
     "open_log",
     "repair_log",
     "verify_log",
@@ -386,11 +389,20 @@ class Entry:
 def open_log(path: str, settings: LogSettings, read_only: bool) -> Operation[Log]:
     """Open the log in *path* on a thread of its own."""
 
-def verify_log(path: str) -> Operation[dict[str, Any]]:
+def verify_log(path: str) -> Future[dict[str, Any]]:
     """Read every byte of a log; the result has the fields of `VerifyReport`."""
 
-def repair_log(path: str, lock_timeout_s: float) -> Operation[dict[str, Any]]:
+def repair_log(path: str, lock_timeout_s: float) -> Future[dict[str, Any]]:
     """Repair a log; the result has the fields of `RepairReport`."""
+
+def end_bridge(timeout_s: float) -> None:
+    """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""
+
+def come_back_by_bridge(*, panics: bool = False) -> Future[None]:
+    """Go to another thread and come back by the bridge."""
+
+def come_back_by_port(*, panics: bool = False) -> Operation[None]:
+    """Go to another thread and come back by the port of the loop."""
 
 def backend_info(name: str) -> tuple[str, str, str]:
     """Return the backend that would be used, why it is not the ring, and what helps."""

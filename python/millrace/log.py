@@ -312,7 +312,10 @@ async def verify(path: Location) -> VerifyReport:
 
     May run beside the owner of the log. Returns also when there is damage: look at `is_sound`.
 
-    Cancelling stops the waiting; the reading goes on to its end.
+    Cancelling ends the reading.
+
+    Raises:
+        ForkedError: In a child of a process that has verified or repaired a log itself.
     """
     report: dict[str, Any] = await _core.verify_log(_directory(path))
     rows = [row | {"damage": _damage(row)} for row in report["segments"]]
@@ -326,12 +329,15 @@ async def repair(path: Location, *, lock_timeout_s: float = 30.0) -> RepairRepor
 
     What is dropped is first copied aside, in the same directory. Without damage nothing is done.
 
-    Cancelling stops the waiting, not the repair.
+    Cancelling ends it as long as nothing was changed, also while it waits for the lock; after
+    that it goes on to its end, holding the lock, and only the waiting ends.
 
     Raises:
         LockedError: If somebody has the log open.
 
         CorruptionError: If no whole record is left. Nothing was changed.
+
+        ForkedError: In a child of a process that has verified or repaired a log itself.
     """
     report: dict[str, Any] = await _core.repair_log(_directory(path), lock_timeout_s)
     report["damage"] = _damage(report)
@@ -439,6 +445,12 @@ def _close_at_exit() -> None:
             exits.callback(_close_within_bound, log)
             exits.callback(_warn_unclosed, log)
             log._owner = None  # it is being complained about
+
+
+@atexit.register
+def _end_bridge_at_exit() -> None:
+    """Withdraw checks that nobody can wait for any more; they have as long as a close has."""
+    _core.end_bridge(_EXIT_TIMEOUT_S)
 
 
 def _close_within_bound(log: Log) -> None:

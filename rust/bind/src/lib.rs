@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! log, open, check, reader, ring, ticket   what Python calls
+//! bridge                         long, rare operations, by way of a runtime of their own
+//! toll                           what the way back to a loop costs, for a benchmark
 //! operation                      what an asynchronous call returns
 //! loops, lines, jobs, queue      who waits for what, and where
 //! shared                         what the handles of one log have in common
@@ -13,6 +15,7 @@
 // Documentation of what Python sees is written the way Python writes it.
 #![allow(clippy::doc_markdown)]
 
+mod bridge;
 mod buffer;
 mod check;
 mod door;
@@ -30,6 +33,7 @@ mod report;
 mod ring;
 mod shared;
 mod ticket;
+mod toll;
 mod wheel;
 
 /// The compiled half of Millrace; import `millrace` instead.
@@ -37,6 +41,7 @@ mod wheel;
 mod _core {
     #[pymodule_export]
     use super::{
+        bridge::end_bridge,
         check::{repair_log, verify_log},
         log::Log,
         open::{backend_info, check_settings, open_log},
@@ -45,6 +50,7 @@ mod _core {
         record::Record,
         ring::{Entry, Ring, RingTicket},
         ticket::Ticket,
+        toll::{come_back_by_bridge, come_back_by_port},
         wheel::{Handle, Timeout, TimeoutWheel},
     };
 
