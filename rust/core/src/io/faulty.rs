@@ -65,7 +65,7 @@ impl Kind {
             Op::Unlink { .. } => Self::Unlink,
             Op::SyncDir { .. } => Self::SyncDir,
             Op::DropCache { .. } => Self::DropCache,
-            Op::Lock { .. } => Self::Lock,
+            Op::Lock { .. } | Op::Share { .. } => Self::Lock,
             Op::Unlock { .. } => Self::Unlock,
         }
     }

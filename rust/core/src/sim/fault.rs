@@ -78,7 +78,7 @@ impl Kind {
             Op::Unlink { .. } => Self::Unlink,
             Op::SyncDir { .. } => Self::SyncDir,
             Op::DropCache { .. } => Self::DropCache,
-            Op::Lock { .. } => Self::Lock,
+            Op::Lock { .. } | Op::Share { .. } => Self::Lock,
             Op::Unlock { .. } => Self::Unlock,
         }
     }

@@ -109,6 +109,7 @@ impl Builder {
             limits: self.limits,
             created_ns: self.tick(),
             ro_compat: 0,
+            is_recycled: false,
         };
         let (block, crc) = header.encode();
         let mut bytes = vec![0; self.limits.segment_bytes as usize];

@@ -4,6 +4,7 @@ mod group_commit;
 mod lifecycle;
 mod reader;
 mod recovery;
+mod recycle;
 mod repair;
 pub(crate) mod rig;
 mod segment;
