@@ -12,64 +12,19 @@
 
 use std::{
     collections::HashMap,
+    os::fd::RawFd,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use super::{Backend, Disk, File, Finished, Leftovers, Op, Request, Token, Wait, Wake};
+use super::{
+    Backend, Cancelled, Disk, Effort, File, Finished, Kind, Leftovers, Request, Token, Wait, Wake,
+};
 use crate::{
     clock::Mono,
     error::{Error, Result},
     sync::lock,
 };
-
-/// What a request asks for, as faults tell them apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "one for each operation, named like it")]
-pub enum Kind {
-    OpenDir,
-    Open,
-    List,
-    Length,
-    Read,
-    /// A write that does not wait for durability.
-    Write,
-    /// A write that does.
-    WriteSync,
-    Sync,
-    Allocate,
-    Truncate,
-    Rename,
-    Unlink,
-    SyncDir,
-    DropCache,
-    Lock,
-    Unlock,
-}
-
-impl Kind {
-    /// The kind of an operation.
-    pub fn of(op: &Op) -> Self {
-        match op {
-            Op::OpenDir { .. } => Self::OpenDir,
-            Op::Open { .. } => Self::Open,
-            Op::List { .. } => Self::List,
-            Op::Length { .. } => Self::Length,
-            Op::Read { .. } => Self::Read,
-            Op::Write { sync: false, .. } => Self::Write,
-            Op::Write { sync: true, .. } => Self::WriteSync,
-            Op::Sync { .. } => Self::Sync,
-            Op::Allocate { .. } => Self::Allocate,
-            Op::Truncate { .. } => Self::Truncate,
-            Op::Rename { .. } => Self::Rename,
-            Op::Unlink { .. } => Self::Unlink,
-            Op::SyncDir { .. } => Self::SyncDir,
-            Op::DropCache { .. } => Self::DropCache,
-            Op::Lock { .. } | Op::Share { .. } => Self::Lock,
-            Op::Unlock { .. } => Self::Unlock,
-        }
-    }
-}
 
 /// One way to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,6 +217,14 @@ impl Backend for FaultyBackend {
         Ok(())
     }
 
+    fn cancel(&mut self, token: Token) -> Cancelled {
+        let mine = |(inside, (owner, _)): (&u64, &(Token, _))| (*owner == token).then_some(*inside);
+        match self.under_way.iter().find_map(mine) {
+            Some(inside) => self.inner.cancel(Token(inside)),
+            None => Cancelled::TooLate,
+        }
+    }
+
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
         let wait = if self.ready.is_empty() {
             wait
@@ -292,6 +255,18 @@ impl Backend for FaultyBackend {
 
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.ready.len()
+    }
+
+    fn capacity(&self) -> usize {
+        self.inner.capacity()
+    }
+
+    fn effort(&self) -> Effort {
+        self.inner.effort()
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        self.inner.watched()
     }
 
     fn hold(&mut self, lock: &File) -> Result<()> {
