@@ -265,10 +265,7 @@ impl World {
                 ino,
                 handle,
                 is_shared,
-            } => {
-                let process = self.seats[flight.seat].process;
-                return self.lock(*ino, *handle, process, *is_shared);
-            }
+            } => return self.lock(flight.seat, *ino, *handle, *is_shared),
         };
         outcome.map_err(|errno| Error::from_errno(errno, operation))
     }
@@ -393,7 +390,8 @@ impl World {
         }
     }
 
-    fn lock(&mut self, ino: Ino, handle: usize, process: usize, is_shared: bool) -> Result<Answer> {
+    fn lock(&mut self, seat: usize, ino: Ino, handle: usize, is_shared: bool) -> Result<Answer> {
+        let process = self.seats[seat].process;
         let mut locks = std::mem::take(&mut self.locks);
         locks.retain(|lock| self.is_held(lock));
         self.locks = locks;
