@@ -308,9 +308,10 @@ pub fn faults(
     const ITEM: &str = "faults";
     let begin = Instant::now();
     let trial = trial(campaign);
-    // Few moments lie between a fault and the end of its life: each is also a kill.
+    // Few moments lie between a fault and the end of its life, unless it is long: each is also a
+    // kill.
     let plan = Plan {
-        kill_one_in: 1,
+        kill_one_in: if campaign.recycles { 0 } else { 1 },
         kill_later_one_in: 64,
         ..plan(campaign, seed)
     };
