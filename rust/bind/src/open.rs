@@ -3,8 +3,8 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use millrace_core::{
-    Error, ErrorKind, Result,
-    engine::{self, BackendSetting, WaySetting},
+    Error, Result,
+    engine::{self, BackendSetting, DriverSetting, WaySetting},
     wal::settings::{CommitPath, LogSettings, RecoveryMode},
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
@@ -36,7 +36,7 @@ struct Numbers {
     backend: String,
 }
 
-type Checked = (LogSettings, WaySetting, BackendSetting);
+type Checked = (LogSettings, WaySetting, BackendSetting, DriverSetting);
 
 /// Open the log in *path* on a worker thread.
 #[pyfunction]
@@ -55,11 +55,11 @@ pub fn open_log(
     Ok(Operation::new("open", Source::Job(hole)))
 }
 
-fn open(path: &std::path::Path, (settings, way, backend): Checked, read_only: bool) -> Answer {
+fn open(path: &std::path::Path, (settings, way, backend, driver): Checked, read_only: bool) -> Answer {
     let opened = if read_only {
         engine::open_log_read_only(path, settings)
     } else {
-        engine::open_log(path, settings, way, backend)
+        engine::open_log(path, settings, way, backend, driver)
     };
     jobs::answer(opened.and_then(Shared::new), show)
 }
@@ -102,8 +102,12 @@ impl Numbers {
             ..LogSettings::default()
         };
         settings.validate()?;
-        driver(&self.driver)?;
-        Ok((settings, way(&self.commit_path)?, backend(&self.backend)?))
+        let (way, backend) = (way(&self.commit_path)?, backend(&self.backend)?);
+        let driver = driver(&self.driver)?;
+        if driver == DriverSetting::Loop {
+            engine::check_loop_driver(way, backend)?;
+        }
+        Ok((settings, way, backend, driver))
     }
 }
 
@@ -150,13 +154,11 @@ fn backend(name: &str) -> Result<BackendSetting> {
     }
 }
 
-fn driver(name: &str) -> Result<()> {
+fn driver(name: &str) -> Result<DriverSetting> {
     match name {
-        "auto" | "thread" => Ok(()),
-        "loop" => Err(Error::new(
-            ErrorKind::Unsupported,
-            "the loop driver is not part of this build; use driver='auto' or 'thread'",
-        )),
+        "auto" => Ok(DriverSetting::Auto),
+        "thread" => Ok(DriverSetting::Thread),
+        "loop" => Ok(DriverSetting::Loop),
         _ => Err(Error::invalid("driver must be 'auto', 'thread' or 'loop'")),
     }
 }

@@ -24,9 +24,12 @@
 //!
 //! Nothing here orders two requests in flight at the same time; owners wait for an answer first.
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::BorrowedFd, sync::Arc, time::Duration};
 
-use crate::{clock::Mono, error::Result};
+use crate::{
+    clock::Mono,
+    error::{Error, ErrorKind, Result},
+};
 
 pub use crate::sync::Wake;
 
@@ -110,6 +113,17 @@ pub trait Backend: Send {
 
     /// Lets go of what [`hold`](Self::hold) was given. Called after the last request finished.
     fn let_go(&mut self);
+
+    /// Raises `bell`, an eventfd, whenever something finishes, so that a thread that sleeps
+    /// elsewhere learns that polling is worth it; `None` ends that. What finished before the call
+    /// is not told. Only a backend that any thread may turn offers it.
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        let _ = bell;
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backend cannot wake an event loop",
+        ))
+    }
 
     /// Cancels what can be cancelled, waits up to `budget` (`None`: as long as it takes) for the
     /// kernel's last word, and leaks what did not answer.

@@ -38,6 +38,8 @@ mod tests;
 pub use doorbell::Doorbell;
 pub use watch::Watch;
 
+use std::sync::Arc;
+
 use crate::{error::Result, sync::Wake};
 
 #[cfg(loom)]
@@ -48,7 +50,7 @@ use crossbeam::queue::SegQueue as Queue;
 /// A queue of finished things with a bell. Shared by `Arc`; drained by one thread.
 pub struct Port<T> {
     queue: Queue<T>,
-    bell: Doorbell,
+    bell: Arc<Doorbell>,
 }
 
 /// What a drain left behind.
@@ -65,7 +67,7 @@ impl<T: Send> Port<T> {
     pub fn new() -> Result<Self> {
         Ok(Self {
             queue: Queue::new(),
-            bell: Doorbell::new()?,
+            bell: Arc::new(Doorbell::new()?),
         })
     }
 
@@ -76,7 +78,7 @@ impl<T: Send> Port<T> {
     }
 
     /// The bell, for those who have nothing to hand over but news elsewhere.
-    pub fn bell(&self) -> &Doorbell {
+    pub fn bell(&self) -> &Arc<Doorbell> {
         &self.bell
     }
 

@@ -233,6 +233,14 @@ impl Flight {
         }
     }
 
+    /// Whether a submission that was cancelled before it began may be made again: a transfer may,
+    /// a bounded number of times. A sync may not, for nobody knows how far it came.
+    pub(super) fn may_begin_again(&mut self) -> bool {
+        let is_transfer = matches!(self.work, Work::Read | Work::Write { .. });
+        self.tries += u32::from(is_transfer);
+        is_transfer && self.tries <= TRIES_MAX
+    }
+
     fn on_moved(&mut self, count: usize) -> Step {
         let left = self.length - self.moved;
         if count > left.min(TRANSFER_MAX) {

@@ -13,15 +13,20 @@
 //!
 //! 1. The table owns file and buffer of a flight from before its first submission is staged until
 //!    its last answer is reaped. On every other way out, including a panic, they are leaked.
-//! 2. The ring is made by the thread that turns it, at its first poll. It may be turned by
-//!    another thread later only if nothing is in flight; then a new ring is made there.
+//! 2. A tuned ring is made by the thread that turns it, at its first poll. It may be turned by
+//!    another thread later only if nothing is in flight; then a new ring is made there. A plain
+//!    ring may be turned by any thread at any time, one after another: `&mut` is the one at a
+//!    time, and the kernel asks for no more, for it guards its own side with a lock per ring. What
+//!    a thread submitted is finished also when that thread has ended, with two exceptions, which
+//!    [`UringDisk::for_any_thread`] closes: background work is not left to workers of the kernel,
+//!    and a transfer that comes back cancelled because its thread ended is submitted again.
 //! 3. The lock given to `hold` is registered with the ring before any write is staged.
 //! 4. An answer the kernel cannot have given, or a ring that cannot be entered, poisons the
 //!    backend: everybody is answered with that cause, nothing is staged again, nothing the kernel
 //!    knows is freed.
 //! 5. In a forked child nothing here is touched but the origin.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, os::fd::BorrowedFd, sync::Arc, time::Duration};
 
 use io_uring::opcode;
 
@@ -65,6 +70,7 @@ pub struct UringDisk {
     capacity: usize,
     setup: Setup,
     durability: Durability,
+    any_thread: bool,
 }
 
 impl UringDisk {
@@ -77,7 +83,20 @@ impl UringDisk {
                 plain: false,
             },
             durability: Durability::Dsync,
+            any_thread: false,
         }
+    }
+
+    /// Backends that may be turned by one thread now and by another later, whatever becomes of
+    /// the first.
+    ///
+    /// Requests that a worker of the kernel has taken over come back cancelled when the thread
+    /// that submitted them ends, so background requests go to a thread of ours.
+    #[must_use]
+    pub fn for_any_thread(mut self) -> Self {
+        self.setup.plain = true;
+        self.any_thread = true;
+        self
     }
 
     /// Leaves out what only newer kernels offer.
@@ -109,6 +128,7 @@ impl UringDisk {
             capacity: self.capacity,
             setup: self.setup,
             dsync: self.durability == Durability::Dsync,
+            any_thread: self.any_thread,
             origin,
             table: Table::default(),
             ring: None,
@@ -151,6 +171,8 @@ struct UringBackend {
     setup: Setup,
     /// Writes may ask for durability themselves.
     dsync: bool,
+    /// Threads that come and go turn it.
+    any_thread: bool,
     origin: Origin,
     /// Declared before the ring: the order does not matter to the kernel, which keeps what it
     /// needs of a closed ring; the table leaks what it still has.
@@ -280,6 +302,10 @@ impl UringBackend {
             }
         }
         while let Some(request) = self.next_fresh() {
+            if self.any_thread && request.class == Class::Background {
+                self.call(request);
+                continue;
+            }
             match Flight::sort(request) {
                 Way::Answered(finished) => self.ready.push(finished),
                 Way::Calls(request) => self.call(request),
@@ -382,6 +408,12 @@ impl UringBackend {
         };
         if flight.refuses_dsync(answer) {
             self.dsync = false;
+            self.again.push_back(key);
+            return Ok(());
+        }
+        let is_orphan = self.any_thread && !self.closed && answer == -libc::ECANCELED;
+        if is_orphan && flight.may_begin_again() {
+            // Nobody asked to cancel: the thread that submitted it has ended.
             self.again.push_back(key);
             return Ok(());
         }
@@ -559,6 +591,15 @@ impl Backend for UringBackend {
         if !gone {
             // The kernel lets go of a closed ring's files, if a little later.
             self.ring = None;
+        }
+    }
+
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.origin.check()?;
+        self.prepare_ring()?;
+        match self.ring.as_mut() {
+            Some(ring) => ring.notify(bell),
+            None => Ok(()),
         }
     }
 
