@@ -302,7 +302,8 @@ impl UringBackend {
             }
         }
         while let Some(request) = self.next_fresh() {
-            if self.any_thread && request.class == Class::Background {
+            let apart = self.any_thread && !cfg!(mutant = "uring_orphans");
+            if apart && request.class == Class::Background {
                 self.call(request);
                 continue;
             }
@@ -412,7 +413,7 @@ impl UringBackend {
             return Ok(());
         }
         let is_orphan = self.any_thread && !self.closed && answer == -libc::ECANCELED;
-        if is_orphan && flight.may_begin_again() {
+        if is_orphan && !cfg!(mutant = "uring_orphans") && flight.may_begin_again() {
             // Nobody asked to cancel: the thread that submitted it has ended.
             self.again.push_back(key);
             return Ok(());

@@ -92,6 +92,12 @@ impl Steward {
         self.parker.wake();
     }
 
+    /// Whether it sleeps without end.
+    #[cfg(test)]
+    pub(super) fn is_resting(&self) -> bool {
+        self.sleeps_until.load(Ordering::Relaxed) == NEVER
+    }
+
     /// Sleeps as the last turn allows. True: to its end.
     fn sleep(&self, shared: &Shared, turner: &Turner) -> bool {
         let until = self.until(shared, turner);
@@ -127,7 +133,8 @@ pub(super) fn serve(shared: &Shared, turner: &Turner) {
         let seen = turner.turns();
         let slept = steward.sleep(shared, turner);
         let is_due = steward.due.load(Ordering::Relaxed) <= steward.now();
-        if is_due || (slept && turner.turns() == seen) {
+        let is_neglected = slept && turner.turns() == seen;
+        if (is_due || is_neglected) && !cfg!(mutant = "steward_idles") {
             turner.turn_now(shared);
         }
     }

@@ -241,7 +241,8 @@ impl Turner {
         }
         while let Next::Wait(wait) = self.step(shared, engine) {
             let now = Instant::now();
-            if is_over() || shared.is_winding_down() || deadline.is_some_and(|at| at <= now) {
+            let must_stop = shared.is_winding_down() && !cfg!(mutant = "leader_keeps_turning");
+            if is_over() || must_stop || deadline.is_some_and(|at| at <= now) {
                 break;
             }
             let wait = match deadline {
@@ -360,7 +361,7 @@ impl Turner {
             return None;
         }
         let done = catch_unwind(AssertUnwindSafe(|| part(engine)));
-        if done.is_err() {
+        if done.is_err() && !cfg!(mutant = "turn_panic_swallowed") {
             engine.has_panicked = true;
             shared.poison(Error::new(
                 ErrorKind::Poisoned,
