@@ -55,7 +55,11 @@ pub fn open_log(
     Ok(Operation::new("open", Source::Job(hole)))
 }
 
-fn open(path: &std::path::Path, (settings, way, backend, driver): Checked, read_only: bool) -> Answer {
+fn open(
+    path: &std::path::Path,
+    (settings, way, backend, driver): Checked,
+    read_only: bool,
+) -> Answer {
     let opened = if read_only {
         engine::open_log_read_only(path, settings)
     } else {

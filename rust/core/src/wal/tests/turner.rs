@@ -15,10 +15,7 @@ use crate::{
     ErrorKind, Result,
     clock::{Mono, SystemClock},
     ids::{Lsn, StoreId},
-    io::{
-        Backend, Disk, File, Finished, Leftovers, Request, Wait, Wake,
-        contract::Place,
-    },
+    io::{Backend, Disk, File, Finished, Leftovers, Request, Wait, Wake, contract::Place},
     port::Doorbell,
     threads::ThreadsDisk,
     uring::UringDisk,
@@ -372,9 +369,8 @@ impl Backend for Trapped {
 
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
         let armed = self.left.load(Ordering::Relaxed) > 0;
-        if armed && self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
-            panic!("planted");
-        }
+        let sprung = armed && self.left.fetch_sub(1, Ordering::Relaxed) == 1;
+        assert!(!sprung, "planted");
         self.backend.poll(out, wait)
     }
 
