@@ -7,6 +7,7 @@ Programs that a test starts import this too: they are told by the environment.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ VARIABLE = "MILLRACE_TEST_DRIVER"
 _open_log = _core.open_log
 
 
+@functools.wraps(_core.open_log)
 def open_log(path: str, settings: LogSettings, read_only: bool) -> Any:  # noqa: FBT001 - as in _core
     """Open as asked, by the preferred driver if nothing was asked of driver, path or backend."""
     asked = (settings.driver, settings.commit_path, settings.backend)

@@ -45,9 +45,7 @@ _POINTS_MAX = 40
 _PATIENCE_S = 100
 
 
-def live_and_die(
-    path: Path, book: Book, driver: str, call: str, when: int
-) -> tuple[int, bool]:
+def live_and_die(path: Path, book: Book, driver: str, call: str, when: int) -> tuple[int, bool]:
     """Run a child that dies at its *when*-th *call*; returns its status, and if it had opened."""
     settings = {**SMALL, "driver": driver}
     job = {"path": str(path), "settings": settings, "life": when, "tasks": 8, "calls_max": 120}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("each_driver")
 
+
 async def _contents(directory: Path) -> list[bytes]:
     async with Log.open(directory) as log:
         return [record.data async for record in log.read()]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("each_driver")
 
+
 def _open(directory: Path, settings: LogSettings | None = None) -> Log:
     async def main() -> Log:
         return await Log.open(directory, settings=settings)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("each_driver")
 
+
 async def _contents(log: Log) -> list[bytes]:
     return [record.data async for record in log.read()]
 

@@ -235,7 +235,7 @@ async def test_settings_the_engine_refuses(
 )
 def test_a_loop_driver_that_could_block(contradiction: dict[str, Any]) -> None:
     # What a loop's thread must not do is refused where it is written down.
-    with pytest.raises(ValueError, match="driver 'loop' and .* contradict"):
+    with pytest.raises(ValueError, match=r"driver 'loop' and .* contradict"):
         LogSettings(driver="loop", **contradiction)
 
 

@@ -15,11 +15,7 @@
 //!    its last answer is reaped. On every other way out, including a panic, they are leaked.
 //! 2. A tuned ring is made by the thread that turns it, at its first poll. It may be turned by
 //!    another thread later only if nothing is in flight; then a new ring is made there. A plain
-//!    ring may be turned by any thread at any time, one after another: `&mut` is the one at a
-//!    time, and the kernel asks for no more, for it guards its own side with a lock per ring. What
-//!    a thread submitted is finished also when that thread has ended, with two exceptions, which
-//!    [`UringDisk::for_any_thread`] closes: background work is not left to workers of the kernel,
-//!    and a transfer that comes back cancelled because its thread ended is submitted again.
+//!    ring may change threads at any time; what that takes is in [`anywhere`].
 //! 3. The lock given to `hold` is registered with the ring before any write is staged.
 //! 4. An answer the kernel cannot have given, or a ring that cannot be entered, poisons the
 //!    backend: everybody is answered with that cause, nothing is staged again, nothing the kernel
@@ -41,6 +37,7 @@ use crate::{
     },
 };
 
+mod anywhere;
 mod flight;
 mod probe;
 mod ring;
@@ -49,7 +46,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use flight::{Flight, Step, Way};
+use flight::{Step, Way};
 pub use probe::{Reason, Refusal};
 use ring::{Patience, Ring, Setup};
 use table::{BELL, CANCEL, Key, Table};
@@ -85,18 +82,6 @@ impl UringDisk {
             durability: Durability::Dsync,
             any_thread: false,
         }
-    }
-
-    /// Backends that may be turned by one thread now and by another later, whatever becomes of
-    /// the first.
-    ///
-    /// Requests that a worker of the kernel has taken over come back cancelled when the thread
-    /// that submitted them ends, so background requests go to a thread of ours.
-    #[must_use]
-    pub fn for_any_thread(mut self) -> Self {
-        self.setup.plain = true;
-        self.any_thread = true;
-        self
     }
 
     /// Leaves out what only newer kernels offer.
@@ -302,12 +287,7 @@ impl UringBackend {
             }
         }
         while let Some(request) = self.next_fresh() {
-            let apart = self.any_thread && !cfg!(mutant = "uring_orphans");
-            if apart && request.class == Class::Background {
-                self.call(request);
-                continue;
-            }
-            match Flight::sort(request) {
+            match self.sort(request) {
                 Way::Answered(finished) => self.ready.push(finished),
                 Way::Calls(request) => self.call(request),
                 Way::Ring(flight) => {
@@ -412,9 +392,7 @@ impl UringBackend {
             self.again.push_back(key);
             return Ok(());
         }
-        let is_orphan = self.any_thread && !self.closed && answer == -libc::ECANCELED;
-        if is_orphan && !cfg!(mutant = "uring_orphans") && flight.may_begin_again() {
-            // Nobody asked to cancel: the thread that submitted it has ended.
+        if anywhere::is_orphan(self.any_thread && !self.closed, flight, answer) {
             self.again.push_back(key);
             return Ok(());
         }

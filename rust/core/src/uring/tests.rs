@@ -725,12 +725,12 @@ fn a_write_that_was_cancelled_for_nobody_is_made_again() {
     // The kernel may hand a foreground write to a worker, too. Cancelled because its thread ended
     // it had not begun; elsewhere a cancelled write is an error, and a sync is in any case.
     let place = Place::new("cancelled");
-    let cancelled = |disk: UringDisk, op: fn(&File) -> Op| {
+    let cancelled = |name: &str, disk: UringDisk, op: fn(&File) -> Op| {
         let mut backend = disk.open().unwrap();
-        let file = file_in(&place, &mut backend, "f", Access::CREATE);
+        let file = file_in(&place, &mut backend, name, Access::CREATE);
         backend.submit(foreground(1, op(&file))).unwrap();
         let request = backend.next_fresh().unwrap();
-        let Way::Ring(flight) = Flight::sort(request) else {
+        let Way::Ring(flight) = flight::Flight::sort(request) else {
             panic!("not for the ring");
         };
         let key = backend.table.insert(flight);
@@ -739,7 +739,7 @@ fn a_write_that_was_cancelled_for_nobody_is_made_again() {
     };
     let one = |file: &File| write(file, BLOCK);
     let sync = |file: &File| Op::Sync { file: file.clone() };
-    assert!(cancelled(disk().for_any_thread(), one).is_ok());
-    assert!(cancelled(disk().with_plain_ring(), one).is_err());
-    assert!(cancelled(disk().for_any_thread(), sync).is_err());
+    assert!(cancelled("a", disk().for_any_thread(), one).is_ok());
+    assert!(cancelled("b", disk().with_plain_ring(), one).is_err());
+    assert!(cancelled("c", disk().for_any_thread(), sync).is_err());
 }

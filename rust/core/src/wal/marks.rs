@@ -138,12 +138,12 @@ impl Marks {
         outcome
     }
 
-    /// Sleeps until a mark moves, [`nudge`](Self::nudge) is called or `deadline` has passed, unless
+    /// Sleeps until a mark moves, [`nudge`](Self::nudge) is called or `limit` has passed, unless
     /// `instead` has something better to do. It is asked with the gate closed: whatever changes
     /// after it said no is followed by a nudge that ends the sleep.
     pub(crate) fn pause<T>(
         &self,
-        deadline: Option<Instant>,
+        limit: Option<Duration>,
         instead: impl FnOnce() -> Option<T>,
     ) -> Option<T> {
         let gate = lock(&self.gate);
@@ -152,9 +152,8 @@ impl Marks {
         fence(Ordering::SeqCst);
         let found = instead();
         if found.is_none() {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             // A sleep without end is cut into long ones, and the caller looks again in between.
-            let woken = self.moved.wait_timeout(gate, left.unwrap_or(LONG_SLEEP));
+            let woken = self.moved.wait_timeout(gate, limit.unwrap_or(LONG_SLEEP));
             drop(woken);
         }
         self.waiting.fetch_sub(1, Ordering::Relaxed);

@@ -11,11 +11,12 @@
 //! 2. Before it sleeps without end it says so, then looks for work once more; who makes work looks
 //!    whether it said so. A sequentially consistent fence on each side makes one see the other.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::{
+    clock::Clock,
     ring::Parker,
-    sync::{AtomicBool, AtomicU64, Ordering, Wake, fence},
+    sync::{Arc, AtomicBool, AtomicU64, Ordering, Wake, fence},
 };
 
 use super::{log::Shared, turner::Turner};
@@ -34,8 +35,7 @@ const AWAKE: u64 = 0;
 
 /// What others may know of the steward, and tell it.
 pub(crate) struct Steward {
-    /// Where its time begins.
-    origin: Instant,
+    clock: Arc<dyn Clock>,
     /// Until when it sleeps.
     sleeps_until: AtomicU64,
     /// The next appointment of the committer.
@@ -46,9 +46,9 @@ pub(crate) struct Steward {
 }
 
 impl Steward {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
-            origin: Instant::now(),
+            clock,
             sleeps_until: AtomicU64::new(AWAKE),
             due: AtomicU64::new(NEVER),
             is_busy: AtomicBool::new(false),
@@ -57,7 +57,7 @@ impl Steward {
     }
 
     fn now(&self) -> u64 {
-        nanos(self.origin.elapsed())
+        self.clock.now().0
     }
 
     /// What the committer wants after a turn: to be turned within `due`; `busy`: requests are in

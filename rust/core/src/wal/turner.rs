@@ -32,10 +32,11 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::TryLockError,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::{
+    clock::{Clock, Mono},
     error::{Error, ErrorKind},
     ids::Lsn,
     io::{Backend, Wait},
@@ -89,6 +90,7 @@ pub(crate) struct Turner {
     bell: Mutex<Option<Arc<Doorbell>>>,
     bell_address: AtomicUsize,
     pub(crate) steward: Steward,
+    clock: Arc<dyn Clock>,
     /// Ends the sleep of a thread that leads.
     sleeper: Arc<dyn Wake>,
 }
@@ -98,7 +100,10 @@ type Held<'a> = MutexGuard<'a, Option<Engine>>;
 impl Turner {
     pub(crate) fn new(committer: Committer, backend: Box<dyn Backend>) -> Self {
         let outlook = committer.outlook();
+        let clock = committer.clock();
         Self {
+            steward: Steward::new(Arc::clone(&clock)),
+            clock,
             sleeper: backend.waker(),
             engine: Mutex::new(Some(Engine {
                 committer,
@@ -115,7 +120,6 @@ impl Turner {
             expected: AtomicU64::new(0),
             bell: Mutex::new(None),
             bell_address: AtomicUsize::new(0),
-            steward: Steward::new(),
         }
     }
 
@@ -204,10 +208,11 @@ impl Turner {
         timeout: Option<Duration>,
         is_over: &dyn Fn() -> bool,
     ) {
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = timeout.map(|timeout| self.clock.now().after(timeout));
         self.steward.stay_awake();
-        while !is_over() && deadline.is_none_or(|at| Instant::now() < at) {
-            let led = shared.marks.pause(deadline, || {
+        while !is_over() && !self.has_passed(deadline) {
+            let left = deadline.map(|at| at.since(self.clock.now()));
+            let led = shared.marks.pause(left, || {
                 if is_over() {
                     return Some(None);
                 }
@@ -228,11 +233,15 @@ impl Turner {
         }
     }
 
+    fn has_passed(&self, deadline: Option<Mono>) -> bool {
+        deadline.is_some_and(|at| at <= self.clock.now())
+    }
+
     fn lead(
         &self,
         shared: &Shared,
         engine: &mut Engine,
-        deadline: Option<Instant>,
+        deadline: Option<Mono>,
         is_over: &dyn Fn() -> bool,
     ) {
         if self.groups.load(Ordering::Relaxed) == 0 {
@@ -240,21 +249,15 @@ impl Turner {
             self.stop_telling();
         }
         while let Next::Wait(wait) = self.step(shared, engine) {
-            let now = Instant::now();
             let must_stop = shared.is_winding_down() && !cfg!(mutant = "leader_keeps_turning");
-            if is_over() || must_stop || deadline.is_some_and(|at| at <= now) {
+            if is_over() || must_stop || self.has_passed(deadline) {
                 break;
             }
-            let wait = match deadline {
-                None => wait,
-                Some(at) => {
-                    let end = engine.backend.now().after(at - now);
-                    match wait {
-                        Wait::Never => Wait::Never,
-                        Wait::Until(until) => Wait::Until(until.min(end)),
-                        Wait::Forever => Wait::Until(end),
-                    }
-                }
+            let left = deadline.map(|at| at.since(self.clock.now()));
+            let wait = match (left.map(|left| engine.backend.now().after(left)), wait) {
+                (Some(end), Wait::Until(until)) => Wait::Until(until.min(end)),
+                (Some(end), Wait::Forever) => Wait::Until(end),
+                (_, wait) => wait,
             };
             self.guarded(shared, engine, |engine| {
                 engine.committer.wait(&mut *engine.backend, wait);

@@ -2,8 +2,10 @@
 
 use super::{Committer, Next};
 use crate::{
+    clock::Clock,
     ids::Lsn,
     io::{Backend, Wait},
+    sync::Arc,
 };
 
 /// What a committer is about, looked at between two turns.
@@ -34,6 +36,10 @@ impl Committer {
                 return next;
             }
         }
+    }
+
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock)
     }
 
     pub(crate) fn outlook(&self) -> Outlook {
