@@ -1,6 +1,8 @@
 //! The engine raises the floors in order: it knows which disks this machine offers and hands them
 //! to the log, which does not.
 
+pub mod io;
+
 use std::{path::Path, time::Duration};
 
 use crate::{
@@ -123,7 +125,7 @@ pub fn check_loop_driver(way: WaySetting, backend: BackendSetting) -> Result<()>
 fn loop_candidate(world: &World) -> Result<Candidate> {
     let clock = Arc::clone(&world.clock);
     let disk = match UringDisk::probe(clock, None) {
-        Ok(disk) => disk.for_any_thread(),
+        Ok(disk) => disk.for_guests(),
         Err(refusal) => return Err(without_loop(&unavailable(&refusal))),
     };
     let name = disk.variant();

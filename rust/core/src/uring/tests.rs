@@ -35,9 +35,9 @@ mod plain {
     crate::contract_tests!(world);
 }
 
-mod any_thread {
+mod guests {
     fn world(name: &str) -> super::World {
-        super::world_of(super::disk().for_any_thread(), name)
+        super::world_of(super::disk().for_guests(), name)
     }
     crate::contract_tests!(world);
 }
@@ -694,7 +694,7 @@ fn what_an_ended_thread_submitted_is_finished() {
     const LENGTH: usize = 16 * BLOCK;
     let place = Place::new("orphans");
     for round in 0..20 {
-        let mut backend = disk().for_any_thread().open().unwrap();
+        let mut backend = disk().for_guests().open().unwrap();
         let access = Access::CREATE.direct(true);
         let file = file_in(&place, &mut backend, &format!("f{round}"), access);
         std::thread::scope(|scope| {
@@ -730,7 +730,7 @@ fn a_write_that_was_cancelled_for_nobody_is_made_again() {
         let file = file_in(&place, &mut backend, name, Access::CREATE);
         backend.submit(foreground(1, op(&file))).unwrap();
         let request = backend.next_fresh().unwrap();
-        let Way::Ring(flight) = flight::Flight::sort(request) else {
+        let Way::Ring(flight) = flight::Flight::sort(request, true) else {
             panic!("not for the ring");
         };
         let key = backend.table.insert(flight);
@@ -739,7 +739,7 @@ fn a_write_that_was_cancelled_for_nobody_is_made_again() {
     };
     let one = |file: &File| write(file, BLOCK);
     let sync = |file: &File| Op::Sync { file: file.clone() };
-    assert!(cancelled("a", disk().for_any_thread(), one).is_ok());
+    assert!(cancelled("a", disk().for_guests(), one).is_ok());
     assert!(cancelled("b", disk().with_plain_ring(), one).is_err());
-    assert!(cancelled("c", disk().for_any_thread(), sync).is_err());
+    assert!(cancelled("c", disk().for_guests(), sync).is_err());
 }

@@ -17,7 +17,7 @@
 //! # Always true
 //!
 //! 1. Committer and backend are touched only under the lock, so by one thread at a time. That is
-//!    all they ask for: the backend was made for any thread (`UringDisk::for_any_thread`), and
+//!    all they ask for: the backend was made for any thread (`UringDisk::for_guests`), and
 //!    nothing in it belongs to a thread.
 //! 2. The threads of loops never wait for the lock, and never for the disk under it. Who finds it
 //!    taken has set `wanted` before; who gives it back looks at `wanted` after. A sequentially

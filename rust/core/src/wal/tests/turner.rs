@@ -43,7 +43,7 @@ fn world() -> World {
 fn disk() -> Arc<dyn Disk> {
     let clock = Arc::new(SystemClock::new());
     match UringDisk::probe(clock.clone(), None) {
-        Ok(disk) => Arc::new(disk.for_any_thread()),
+        Ok(disk) => Arc::new(disk.for_guests()),
         Err(_) => Arc::new(ThreadsDisk::new(clock)),
     }
 }
