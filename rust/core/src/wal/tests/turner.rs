@@ -10,12 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::rig::Alone;
 use crate::{
     ErrorKind, Result,
     clock::{Mono, SystemClock},
     ids::{Lsn, StoreId},
-    io::{Backend, Disk, File, Finished, Leftovers, Request, Wait, Wake, contract::Place},
+    io::{Backend, Disk, File, Finished, Leftovers, Request, Wait, Wake, Wanted, contract::Place},
     port::Doorbell,
     threads::ThreadsDisk,
     uring::UringDisk,
@@ -24,6 +23,7 @@ use crate::{
         choose::Candidate,
         open::World,
         settings::{CommitPath, Driver, LogSettings},
+        trial::Alone,
     },
 };
 
@@ -36,6 +36,7 @@ fn world() -> World {
         clock,
         census: Box::new(Alone),
         fresh_id: StoreId([7; 16]),
+        wanted: Wanted::default(),
     }
 }
 
