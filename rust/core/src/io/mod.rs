@@ -161,10 +161,21 @@ pub trait Backend: Send {
         Effort::default()
     }
 
-    /// Descriptors that become readable when a poll would find something, for an owner who waits
-    /// elsewhere. Empty if this backend must be polled to get on.
+    /// Descriptors that an owner who waits elsewhere watches beside the bell of
+    /// [`notify`](Self::notify): readable when a poll would find something.
     fn watched(&self) -> Vec<RawFd> {
         Vec::new()
+    }
+
+    /// Raises `bell`, an eventfd, whenever something finishes or the backend was woken, so that a
+    /// thread that sleeps elsewhere learns that polling is worth it; `None` ends that. What
+    /// finished before the call is not told. Only a backend that any thread may turn offers it.
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        let _ = bell;
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backend cannot wake an event loop",
+        ))
     }
 
     /// Keeps `lock` open for as long as the kernel may still carry out writes of this backend,
@@ -173,17 +184,6 @@ pub trait Backend: Send {
 
     /// Lets go of what [`hold`](Self::hold) was given. Called after the last request finished.
     fn let_go(&mut self);
-
-    /// Raises `bell`, an eventfd, whenever something finishes, so that a thread that sleeps
-    /// elsewhere learns that polling is worth it; `None` ends that. What finished before the call
-    /// is not told. Only a backend that any thread may turn offers it.
-    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
-        let _ = bell;
-        Err(Error::new(
-            ErrorKind::Unsupported,
-            "this backend cannot wake an event loop",
-        ))
-    }
 
     /// Cancels what can be cancelled, waits up to `budget` (`None`: as long as it takes) for the
     /// kernel's last word, and leaks what did not answer.

@@ -11,22 +11,12 @@
 //! 2. The kernel may take it for a foreground transfer that would block. One that comes back
 //!    cancelled, and nobody asked for that, had not begun; it is submitted again.
 
-use std::os::fd::BorrowedFd;
-
 use super::{UringBackend, flight::Flight};
-use crate::error::Result;
 
 impl UringBackend {
     /// Whether a flight was cancelled because a thread ended, and may be submitted again.
     pub(super) fn is_orphan(guest: bool, flight: &mut Flight, answer: i32) -> bool {
         let cancelled = answer == -libc::ECANCELED && !cfg!(mutant = "uring_orphans");
         guest && cancelled && flight.may_begin_again()
-    }
-
-    /// See [`Backend::notify`](crate::io::Backend::notify).
-    pub(super) fn raise(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
-        self.origin.check()?;
-        self.prepare_ring()?;
-        self.ring.as_mut().map_or(Ok(()), |ring| ring.notify(bell))
     }
 }

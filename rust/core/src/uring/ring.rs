@@ -130,6 +130,11 @@ impl Ring {
         queue.taskrun() || queue.cq_overflow()
     }
 
+    /// Whether answers found no room and wait in the kernel.
+    pub(super) fn has_overflowed(&mut self) -> bool {
+        self.kernel.submission().cq_overflow()
+    }
+
     /// Whether answers wait to be taken.
     pub(super) fn has_answers(&mut self) -> bool {
         !self.kernel.completion().is_empty()
