@@ -38,12 +38,10 @@ mod tests;
 pub use doorbell::Doorbell;
 pub use watch::Watch;
 
-use crate::{error::Result, sync::Wake};
-
-#[cfg(loom)]
-use self::loom_queue::Queue;
-#[cfg(not(loom))]
-use crossbeam::queue::SegQueue as Queue;
+use crate::{
+    error::Result,
+    sync::{Queue, Wake},
+};
 
 /// A queue of finished things with a bell. Shared by `Arc`; drained by one thread.
 pub struct Port<T> {
@@ -109,29 +107,5 @@ impl<T: Send> Port<T> {
 impl<T: Send> Wake for Port<T> {
     fn wake(&self) {
         self.bell.ring();
-    }
-}
-
-/// Loom knows nothing of crossbeam's queue; a locked deque has the same order and edges.
-#[cfg(loom)]
-mod loom_queue {
-    use std::collections::VecDeque;
-
-    use crate::sync::{Mutex, lock};
-
-    pub(super) struct Queue<T>(Mutex<VecDeque<T>>);
-
-    impl<T> Queue<T> {
-        pub(super) fn new() -> Self {
-            Self(Mutex::new(VecDeque::new()))
-        }
-
-        pub(super) fn push(&self, item: T) {
-            lock(&self.0).push_back(item);
-        }
-
-        pub(super) fn pop(&self) -> Option<T> {
-            lock(&self.0).pop_front()
-        }
     }
 }
