@@ -40,7 +40,7 @@ demo: build ## Appends from hundreds of tasks, kills its own worker, recovers, v
 	@$(BIN)/millrace demo $(DEMO_ARGS)
 
 .PHONY: test
-test: lint test-rust loom stubtest test-python ## Everything that must be green: lints, Rust, loom, stubs, Python
+test: lint test-rust loom stubtest test-python test-abi3 ## Everything that must be green: lints, Rust, loom, stubs, Python
 	@echo "make test: all green"
 
 .PHONY: bench
@@ -66,8 +66,9 @@ mutants: ## Plant each bug of rust/mutants.toml and require its test to fail
 	@cargo xtask mutants $(MUTANTS)
 
 .PHONY: wheel
-wheel: $(STAMPS)/tools ## Build the wheel into dist/
+wheel: $(STAMPS)/tools ## Build both wheels into dist/: for this Python, and for every Python
 	@$(BIN)/maturin build --release --locked --out dist
+	@$(BIN)/maturin build --release --locked --out dist --no-default-features --interpreter $(PY)
 
 .PHONY: clean
 clean: ## Remove everything that was built, the virtual environment too
@@ -121,6 +122,15 @@ stubtest: $(STAMPS)/extension ## The stub of the extension against the extension
 test-python: $(STAMPS)/extension ## The Python tests
 	@$(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile -m "not torture"
 
+.PHONY: test-abi3
+test-abi3: $(STAMPS)/tools ## The tests of log and ring again, on the wheel for every Python
+	@rm -rf target/abi3/dist
+	@$(BIN)/maturin build --quiet --release --locked --out target/abi3/dist
+	@rm -rf target/abi3/site
+	@$(PY) -m pip install --quiet --no-deps --target target/abi3/site target/abi3/dist/*.whl
+	@PYTHONPATH=target/abi3/site $(PY) -c 'import millrace._core as m; assert "abi3" in m.__file__, m.__file__'
+	@PYTHONPATH=target/abi3/site $(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile tests/python/log tests/python/ring
+
 .PHONY: lock
 lock: $(STAMPS)/venv ## Pin the Python tools anew (asks PyPI)
 	@$(PY) -m venv target/uv && target/uv/bin/pip install --quiet uv
@@ -162,7 +172,7 @@ $(STAMPS)/bench: requirements/bench.lock | $(STAMPS)/tools
 
 $(STAMPS)/extension: $(EXTENSION_INPUTS) $(STAMPS)/tools
 	@echo "building the extension"
-	@PIP_QUIET=1 CARGO_TERM_QUIET=true VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --quiet --release --locked
+	@PIP_QUIET=1 CARGO_TERM_QUIET=true VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --quiet --release --locked --no-default-features
 	@touch $@
 
 .PHONY: build-bench

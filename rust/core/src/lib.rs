@@ -11,7 +11,7 @@
 //! 3   wal
 //! 2   uring | threads | sim     implement io, never import each other
 //! 1b  io                        the contract and the request
-//! 1a  ring | epoch | port       never import each other
+//! 1a  ring | wheel | epoch | port   never import each other
 //! 0   sync, clock, ids, codec, error, fork
 //! ```
 
@@ -25,6 +25,7 @@ pub mod ids;
 pub mod port;
 pub mod ring;
 pub mod sync;
+pub mod wheel;
 
 #[cfg(not(loom))]
 pub mod engine;

@@ -81,8 +81,8 @@ impl Source {
 fn is_test_file(path: &str) -> bool {
     let mut parts = path.split('/');
     let name = parts.next_back().unwrap_or_default();
-    matches!(name, "tests.rs" | "loom.rs" | "contract.rs")
-        || parts.any(|part| part == "tests" || part == "benches")
+    matches!(name, "tests.rs" | "loom.rs")
+        || parts.any(|part| matches!(part, "tests" | "benches" | "contract"))
 }
 
 /// Blanks every item that stands behind `#[cfg(test)]` or `#[cfg(all(test, ...))]`.

@@ -172,6 +172,15 @@ impl Bounds {
         }
     }
 
+    /// Whether a reservation of `bytes` would not find it full.
+    pub(super) fn would_answer(&self, bytes: usize) -> bool {
+        let word = self.word.load(Ordering::Relaxed);
+        let held = Load::of(word);
+        let is_full =
+            held.items >= self.limit.items || bytes > self.limit.bytes.saturating_sub(held.bytes);
+        word & SHUT != 0 || !is_full || bytes > self.limit.bytes
+    }
+
     /// Wakes `waker` once when room was given back. The caller looks for room after this.
     pub(super) fn wait(&self, waker: Waker) {
         let mut waiting = lock(&self.waiting);

@@ -312,6 +312,12 @@ impl<W: Work + 'static> Collector<W> {
         self.0.domain.is_clear()
     }
 
+    /// Whether `bytes` more would be taken now, or never will be: either way there is news for
+    /// who waits.
+    pub fn is_worth_a_try(&self, bytes: usize) -> bool {
+        self.0.bounds.would_answer(bytes)
+    }
+
     /// Wakes `waker` once when room was given back or the collector was shut. The caller tries
     /// again after this call, and after the wake.
     pub fn wait_room(&self, waker: Waker) {

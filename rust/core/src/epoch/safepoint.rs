@@ -112,6 +112,17 @@ impl<W: Work + 'static> Collector<W> {
         })
     }
 
+    /// Counts a batch of work that was carried off and run elsewhere.
+    pub fn note_batch(&self, items: usize, took: Duration) {
+        self.0.counters.batch(items, took);
+    }
+
+    /// Counts work that its caller ran after [`is_clear`](Self::is_clear), because there was no
+    /// room for it.
+    pub fn note_inline(&self, kind: Kind, outcome: Result<()>) {
+        self.0.note_inline(kind, outcome);
+    }
+
     /// One batch by whoever is here, if that is wanted; else its owner is told.
     pub(super) fn help(&self) {
         self.0.help(Some(&self.books()));
@@ -231,23 +242,27 @@ impl<W: Work> Inner<W> {
     ) -> (usize, Mono) {
         let most = budget.items.min(self.settings.max_batch);
         let time = budget.time.min(self.settings.max_batch_time);
-        let (mut ran, mut now) = (0, begun);
+        let (mut ran, mut carried, mut now) = (0, 0, begun);
         while ran < most && now.since(begun) < time {
             let Some(item) = limbo.take() else { break };
-            self.run_one(books, item, run);
+            carried += usize::from(self.run_one(books, item, run));
             ran += 1;
             now = self.clock.now();
         }
-        self.counters.batch(ran, now.since(begun));
+        let finished = ran - carried;
+        if finished > 0 {
+            self.counters.batch(finished, now.since(begun));
+        }
         (ran, now)
     }
 
+    /// Returns whether the handler carried the work off.
     fn run_one(
         &self,
         books: Option<&Arc<dyn Books>>,
         item: Item<W>,
         run: &mut impl FnMut(W, &mut Slip<'_>) -> Result<()>,
-    ) {
+    ) -> bool {
         let Item { work, bytes } = item;
         let kind = work.kind();
         let mut slip = Slip {
@@ -266,6 +281,7 @@ impl<W: Work> Inner<W> {
                 self.bounds.release(bytes);
             }
         }
+        slip.is_carried
     }
 
     /// Runs work that was never queued, on its caller's thread.
@@ -279,6 +295,10 @@ impl<W: Work> Inner<W> {
             is_carried: false,
         };
         let outcome = caught(|| runner(work, &mut slip));
+        self.note_inline(kind, outcome);
+    }
+
+    pub(super) fn note_inline(&self, kind: Kind, outcome: Result<()>) {
         self.counters.ran_inline.up();
         self.note(kind, outcome, false);
     }
@@ -319,7 +339,7 @@ fn caught(work: impl FnOnce() -> Result<()>) -> Result<()> {
             // A payload may panic again when it is dropped.
             let _gone = catch_unwind(AssertUnwindSafe(|| drop(payload)));
             Err(Error::new(
-                ErrorKind::Io,
+                ErrorKind::Abandoned,
                 format!("a cleanup handler panicked: {text}"),
             ))
         }

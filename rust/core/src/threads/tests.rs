@@ -6,7 +6,7 @@ use crate::{
     error::ErrorKind,
     io::{
         Access, BLOCK, Blocking, Buffer, Open,
-        contract::{Place, World, a_write_meets_the_size_limit, in_own_process},
+        contract::{Place, World, in_own_process, transfer::a_write_meets_the_size_limit},
     },
 };
 

@@ -3,7 +3,7 @@ use crate::{
     clock::SystemClock,
     io::{
         Access, Answer, BLOCK, Blocking, Buffer, Op, Token,
-        contract::{Place, World, a_write_meets_the_size_limit, in_own_process},
+        contract::{Place, World, in_own_process, transfer::a_write_meets_the_size_limit},
     },
 };
 

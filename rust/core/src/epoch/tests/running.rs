@@ -282,6 +282,10 @@ fn work_carried_off_counts_when_it_is_settled() {
     let seen = collector.statistics(clock.now());
     assert_eq!((seen.processed, seen.failed, seen.queue.items), (1, 1, 0));
     assert_eq!(seen.last_failure.unwrap().kind(), ErrorKind::Abandoned);
+    assert_eq!(seen.batches, 0, "what was only carried off is not a batch");
+    collector.note_batch(2, MILLI);
+    let seen = collector.statistics(clock.now());
+    assert_eq!((seen.batches, seen.batch_items_max), (1, 2));
 }
 
 #[test]
