@@ -63,6 +63,13 @@ struct State {
     lines: Vec<Lines>,
     jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
     next_job: u64,
+    chores: Vec<Arc<dyn Chore>>,
+}
+
+/// Something else to do in a drain, once for each time it was asked for.
+pub trait Chore: Send + Sync {
+    /// Does it, on the loop's thread.
+    fn run(&self, py: Python<'_>) -> PyResult<()>;
 }
 
 /// Tells a port which of its jobs to look at.
@@ -121,6 +128,19 @@ pub fn here(py: Python<'_>) -> PyResult<Here<'_>> {
     };
     let future = current.maker.make(py)?;
     Ok(Here { current, future })
+}
+
+/// The port of the loop that is running in this thread, if one is.
+pub fn port_here(py: Python<'_>) -> PyResult<Option<Arc<LoopPort>>> {
+    static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if let Some(current) = cached(py) {
+        return Ok(Some(Arc::clone(&current.port)));
+    }
+    let running = ASK.import(py, "asyncio", "_get_running_loop")?.call0()?;
+    if running.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Arc::clone(&look_up(py)?.port)))
 }
 
 /// The cached loop, if it is certain that it is the one running now.
@@ -307,6 +327,17 @@ impl LoopPort {
         }
     }
 
+    /// Has the drain do `chore`; from any thread.
+    pub fn ask(&self, chore: Arc<dyn Chore>) {
+        lock(&self.state).chores.push(chore);
+        self.port.wake();
+    }
+
+    /// Whether its loop still drains it.
+    pub fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed)
+    }
+
     /// The job was woken without an answer: it waits on.
     fn wait_on(&self, id: u64, job: Arc<dyn Answering>, future: Py<PyAny>) {
         let again = Arc::clone(&job);
@@ -333,7 +364,9 @@ impl LoopPort {
                 None => self.wait_on(id, job, future),
             }
         }
-        Ok(())
+        let chores = std::mem::take(&mut lock(&self.state).chores);
+        let done: Vec<_> = chores.iter().map(|chore| chore.run(py)).collect();
+        done.into_iter().collect()
     }
 
     #[allow(clippy::type_complexity)]

@@ -232,29 +232,39 @@ impl<W: Work + 'static> Collector<W> {
     /// Defers `work`, which says it holds `bytes`. What it cleans must be unlinked by now. Never
     /// waits; at the limits it does what the overflow policy says, short of waiting.
     pub fn try_defer(&self, work: W, bytes: usize) -> Result<Deferred, Refused<W>> {
+        let outcome = self.attempt(work, bytes);
+        if outcome.is_err() {
+            self.note_refused();
+        }
+        outcome
+    }
+
+    /// [`try_defer`](Self::try_defer) that does not count a refusal.
+    #[inline]
+    fn attempt(&self, work: W, bytes: usize) -> Result<Deferred, Refused<W>> {
         match self.reserve_or_help(bytes) {
             Ok(reserved) => {
                 self.push(work, bytes, reserved);
                 Ok(Deferred::Queued)
             }
-            Err(reason) => self.overflow(work, bytes, reason),
+            Err(reason) => self.overflow(work, reason),
         }
     }
 
-    /// Room for one piece of work of `bytes`, reserved before anything is unlinked.
+    /// Counts work that its caller kept after [`reserve`](Self::reserve) found no room.
+    pub fn note_refused(&self) {
+        self.0.counters.refused.up();
+    }
+
+    /// Room for one piece of work of `bytes`, reserved before anything is unlinked. A refusal is
+    /// not counted; see [`note_refused`](Self::note_refused).
     pub fn reserve(&self, bytes: usize) -> Result<Permit<'_, W>, Reason> {
-        match self.reserve_or_help(bytes) {
-            Ok(reserved) => Ok(Permit {
-                collector: self,
-                bytes,
-                reserved,
-                is_used: false,
-            }),
-            Err(reason) => {
-                self.0.counters.refused.up();
-                Err(reason)
-            }
-        }
+        Ok(Permit {
+            reserved: self.reserve_or_help(bytes)?,
+            collector: self,
+            bytes,
+            is_used: false,
+        })
     }
 
     #[inline]
@@ -292,7 +302,7 @@ impl<W: Work + 'static> Collector<W> {
 
     /// No room, or not taking any: runs it now if that is the policy and it is safe.
     #[cold]
-    fn overflow(&self, work: W, bytes: usize, reason: Reason) -> Result<Deferred, Refused<W>> {
+    fn overflow(&self, work: W, reason: Reason) -> Result<Deferred, Refused<W>> {
         let inner = &*self.0;
         let wants_inline = match reason {
             Reason::Full | Reason::TooLarge => inner.settings.overflow == Overflow::Inline,
@@ -300,10 +310,9 @@ impl<W: Work + 'static> Collector<W> {
             Reason::Closed => false,
         };
         if let (true, Some(runner)) = (wants_inline && inner.domain.is_clear(), inner.runner) {
-            inner.run_inline(runner, work, bytes);
+            inner.run_inline(runner, work);
             return Ok(Deferred::RanInline);
         }
-        inner.counters.refused.up();
         Err(Refused { work, reason })
     }
 
@@ -356,6 +365,11 @@ impl<W: Work + 'static> Collector<W> {
             load: inner.bounds.load(),
             oldest_pin,
         }
+    }
+
+    /// Whether it takes work in.
+    pub fn is_open(&self) -> bool {
+        self.0.mode.load(Ordering::Relaxed) == OPEN
     }
 
     /// Whether it was closed.

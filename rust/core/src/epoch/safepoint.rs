@@ -285,13 +285,13 @@ impl<W: Work> Inner<W> {
     }
 
     /// Runs work that was never queued, on its caller's thread.
-    pub(super) fn run_inline(&self, runner: Runner<W>, work: W, bytes: usize) {
+    pub(super) fn run_inline(&self, runner: Runner<W>, work: W) {
         let kind = work.kind();
         let mut slip = Slip {
             // It holds no room, so there is nothing to carry off.
             books: None,
             kind,
-            bytes,
+            bytes: 0,
             is_carried: false,
         };
         let outcome = caught(|| runner(work, &mut slip));
@@ -385,6 +385,17 @@ struct Sleeper {
 }
 
 #[cfg(not(loom))]
+impl Sleeper {
+    fn sleep(&self, timeout: Duration) {
+        let is_awake = lock(&self.is_awake);
+        drop(
+            self.woken
+                .wait_timeout_while(is_awake, timeout, |awake| !*awake),
+        );
+    }
+}
+
+#[cfg(not(loom))]
 impl Wake for Sleeper {
     fn wake(&self) {
         *lock(&self.is_awake) = true;
@@ -397,32 +408,38 @@ impl<W: Work + 'static> Collector<W> {
     /// [`try_defer`](Self::try_defer), waiting on this plain thread for room, as long as the
     /// policy allows. Called from a handler it does not wait.
     pub fn defer(&self, work: W, bytes: usize, timeout: Duration) -> Result<Deferred, Refused<W>> {
+        let outcome = self.attempt(work, bytes);
+        let outcome = outcome.or_else(|refused| self.wait_in(refused, bytes, timeout));
+        if outcome.is_err() {
+            self.note_refused();
+        }
+        outcome
+    }
+
+    fn wait_in(
+        &self,
+        mut refused: Refused<W>,
+        bytes: usize,
+        timeout: Duration,
+    ) -> Result<Deferred, Refused<W>> {
         let inner = &*self.0;
+        let is_handler = inner.running.load(Ordering::Relaxed) == this_thread();
+        let may_wait = inner.settings.overflow != Overflow::Refuse && !is_handler;
         let deadline = inner.clock.now().after(timeout);
-        let may_wait = inner.settings.overflow != Overflow::Refuse
-            && inner.running.load(Ordering::Relaxed) != this_thread();
-        let mut refused = match self.try_defer(work, bytes) {
-            Err(refused) if refused.reason == Reason::Full && may_wait => refused,
-            other => return other,
-        };
-        loop {
+        while refused.reason == Reason::Full && may_wait {
             let sleeper = Arc::new(Sleeper::default());
             self.wait_room(Arc::<Sleeper>::clone(&sleeper));
             // Once more, after asking to be woken.
-            refused = match self.try_defer(refused.work, bytes) {
-                Err(refused) if refused.reason == Reason::Full => refused,
-                other => return other,
+            refused = match self.attempt(refused.work, bytes) {
+                Ok(taken) => return Ok(taken),
+                Err(refused) => refused,
             };
             let left = deadline.since(inner.clock.now());
-            if left.is_zero() {
-                return Err(refused);
+            if refused.reason != Reason::Full || left.is_zero() {
+                break;
             }
-            let is_awake = lock(&sleeper.is_awake);
-            drop(
-                sleeper
-                    .woken
-                    .wait_timeout_while(is_awake, left, |awake| !*awake),
-            );
+            sleeper.sleep(left);
         }
+        Err(refused)
     }
 }

@@ -72,7 +72,10 @@ fn no_reader_ever_sees_the_poison_that_a_handler_writes() {
                 })
             })
             .collect();
-        let fates: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+        let fates: Vec<_> = writers
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect();
         is_over.store(true, Ordering::Relaxed);
         assert!(fates.iter().all(Result::is_ok));
         let looks: u64 = readers.into_iter().map(|r| r.join().unwrap()).sum();
@@ -112,7 +115,7 @@ fn nothing_is_lost_across_close_disable_and_panics() {
                         let inside = Arc::clone(&traces);
                         let task = Task::new(Kind::Call, move || {
                             inside[at].fetch_add(1, Ordering::Relaxed);
-                            assert!(at % 7 != 0, "every seventh handler panics");
+                            assert!(!at.is_multiple_of(7), "every seventh handler panics");
                             Ok(())
                         });
                         let _pin = (index % 3 == 0).then(|| collector.pin(None));
