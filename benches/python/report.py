@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from figures import LIMIT, OURS, Figures
 from millrace.cli.units import bytes_text, seconds_text
+from short import short
 from svg import bar_chart
 from table import Spread, Table
 
@@ -31,6 +32,7 @@ def write_report(document: Document, out: Path) -> Path:
     (out / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     sections = [
         _head(document),
+        short(table, out),
         _figures(table),
         *(
             _cell(document, table, workload, tasks)

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! 4   engine
-//! 3   wal
+//! 3   wal | ioloop
 //! 2   uring | threads | sim     implement io, never import each other
 //! 1b  io                        the contract and the request
 //! 1a  ring | wheel | epoch | port   never import each other
@@ -31,6 +31,10 @@ pub mod wheel;
 pub mod engine;
 #[cfg(not(loom))]
 pub mod io;
+#[cfg(not(loom))]
+pub mod ioloop;
+#[cfg(not(loom))]
+pub mod metrics;
 #[cfg(all(not(loom), any(test, feature = "testing")))]
 pub mod sim;
 #[cfg(not(loom))]

@@ -13,7 +13,9 @@ pub const PAGE: &str = "README.md";
 
 const BEGIN: &str = "<!-- generated:figures -->\n";
 const END: &str = "<!-- end -->\n";
-const AIMS: &str = "## What the log is held to\n";
+const SHORT: &str = "## Beside what is used today\n";
+/// Where the links of the report begin.
+const PLOTS: &str = "benches/report/";
 
 /// Fills the region; true always, or an error if there is nothing to fill it from.
 pub fn run(root: &Path) -> Result<bool, String> {
@@ -46,17 +48,18 @@ fn filled(page: &str, report: &str) -> Result<String, String> {
     Ok(format!("{before}{BEGIN}{text}{END}{after}"))
 }
 
-/// The facts at the head of the report and the table of aims, with a link to the rest.
+/// The facts at the head of the report and its short section, with a link to the rest.
 fn summary(report: &str) -> Result<String, String> {
-    let no_table = || format!("{REPORT} has no section `{}`", AIMS.trim());
-    let (head, rest) = report.split_once(AIMS).ok_or_else(no_table)?;
+    let no_table = || format!("{REPORT} has no section `{}`", SHORT.trim());
+    let (head, rest) = report.split_once(SHORT).ok_or_else(no_table)?;
     let facts = head
         .split_once('\n')
         .map_or("", |(_title, facts)| facts)
         .trim();
-    let table = rest.split("\n## ").next().unwrap_or_default().trim();
+    let short = rest.split("\n## ").next().unwrap_or_default().trim();
+    let short = short.replace("](overview", &format!("]({PLOTS}overview"));
     Ok(format!(
-        "{table}\n\n{facts}\n\nEvery cell, the peers and the plots: [report]({REPORT}). What the \
+        "{short}\n\n{facts}\n\nEvery cell, every aim and the plots: [report]({REPORT}). What the \
          controls\nmean: [benches/README.md](benches/README.md).\n"
     ))
 }
@@ -66,15 +69,16 @@ mod tests {
     use super::*;
 
     const SAMPLE: &str = "# Benchmarks\n\nWritten by x.\n\n- Machine: y\n\n\
-                          ## What the log is held to\n\n| a |\n| - |\n\n## One task\n\nno\n";
+                          ## Beside what is used today\n\n![p](overview.svg)\n\n| a |\n| - |\n\n## One task\n\nno\n";
 
     #[test]
-    fn the_region_takes_the_head_and_the_aims() {
+    fn the_region_takes_the_head_and_the_short_section() {
         // Belief: facts and table come over, other sections do not, and filling twice is the same.
         let page = format!("before\n{BEGIN}old\n{END}after\n");
         let once = filled(&page, SAMPLE).unwrap();
         assert!(once.starts_with("before\n") && once.ends_with("after\n"));
         assert!(once.contains("- Machine: y") && once.contains("| a |"));
+        assert!(once.contains("(benches/report/overview.svg)"));
         assert!(!once.contains("old") && !once.contains("One task") && !once.contains("# Bench"));
         assert_eq!(filled(&once, SAMPLE).unwrap(), once);
     }

@@ -1,6 +1,8 @@
 //! The engine raises the floors in order: it knows which disks this machine offers and hands them
 //! to the log, which does not.
 
+pub mod io;
+
 use std::{path::Path, time::Duration};
 
 use crate::{

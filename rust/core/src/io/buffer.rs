@@ -4,11 +4,13 @@
 //! kernel: whoever leaks it keeps the memory valid for ever.
 
 use std::{
-    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error},
     fmt,
     ops::{Deref, DerefMut},
     ptr::NonNull,
 };
+
+use crate::error::{Error, ErrorKind, Result};
 
 /// Alignment of every buffer and default unit of direct I/O, in bytes: the page size, and the
 /// largest logical sector in use (4Kn).
@@ -38,6 +40,43 @@ impl Buffer {
         // SAFETY: the layout has a non-zero size, checked above.
         let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else {
             handle_alloc_error(layout)
+        };
+        Self { start, length }
+    }
+
+    /// As [`zeroed`](Self::zeroed), for lengths that a program chose: what does not fit into memory
+    /// is an error.
+    pub fn try_zeroed(length: usize) -> Result<Self> {
+        let refused = || {
+            Error::new(ErrorKind::TooLarge, "no memory for a buffer of this length")
+                .with("length", length as i128)
+        };
+        if length == 0 {
+            return Ok(Self::zeroed(0));
+        }
+        let layout = Layout::from_size_align(length, BLOCK).map_err(|_| refused())?;
+        // SAFETY: the layout has a non-zero size, checked above.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
+        Ok(Self { start, length })
+    }
+
+    /// A copy of `bytes`.
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        let length = bytes.len();
+        if length == 0 {
+            return Self::zeroed(0);
+        }
+        let layout = Self::layout(length);
+        // SAFETY: the layout has a non-zero size, checked above.
+        let Some(start) = NonNull::new(unsafe { alloc(layout) }) else {
+            handle_alloc_error(layout)
+        };
+        // SAFETY: `start` is valid for `length` bytes, new, and so apart from `bytes`; after the
+        // copy all of it is initialised.
+        unsafe {
+            start
+                .as_ptr()
+                .copy_from_nonoverlapping(bytes.as_ptr(), length);
         };
         Self { start, length }
     }
@@ -95,5 +134,20 @@ mod tests {
             assert_eq!(buffer.len(), length);
         }
         assert!(Buffer::zeroed(0).is_empty());
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes_and_a_place_of_its_own() {
+        // What is written survives whatever the caller does with his own memory.
+        let mut bytes: Vec<u8> = (0..=255).collect();
+        let copy = Buffer::copy_of(&bytes);
+        bytes.fill(0);
+        assert!(
+            copy.iter()
+                .enumerate()
+                .all(|(at, byte)| at == usize::from(*byte))
+        );
+        assert_eq!(copy.as_ptr() as usize % BLOCK, 0);
+        assert!(Buffer::copy_of(&[]).is_empty());
     }
 }

@@ -21,7 +21,7 @@ use std::{
 };
 
 use super::{
-    Access, Answer, BLOCK, Buffer, File, Finished, Op, Open, Request,
+    Access, Answer, BLOCK, Buffer, File, Finished, Op, Open, Request, program,
     sys::{self, Errno, Sys},
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -68,6 +68,13 @@ pub fn direct_alignment(file: &File) -> Option<Alignment> {
 /// Carries out `request` and answers it.
 pub(crate) fn run(request: Request, durability: Durability) -> Finished {
     let Request { token, mut op, .. } = request;
+    if let Op::Close { file } = op {
+        return Finished {
+            token,
+            buffer: None,
+            result: program::close(file),
+        };
+    }
     let attempt = std::panic::AssertUnwindSafe(|| perform(&mut op, durability));
     let result = std::panic::catch_unwind(attempt).unwrap_or_else(|_| {
         Err(Error::new(
@@ -113,6 +120,14 @@ fn perform(op: &mut Op, durability: Durability) -> Result<Answer> {
             write(fd(file)?, bytes, *offset, durability)?;
             Ok(Answer::Count(bytes.len()))
         }
+        Op::OpenPath { .. }
+        | Op::WriteMany { .. }
+        | Op::SyncData { .. }
+        | Op::SyncPath { .. }
+        | Op::RenamePath { .. }
+        | Op::UnlinkPath { .. }
+        | Op::Stat { .. }
+        | Op::StatPath { .. } => program::perform(op, durability),
         other => change(other).map(|()| Answer::Done),
     }
 }
@@ -172,7 +187,7 @@ pub(crate) fn no_progress(done: usize, length: usize) -> Error {
         .with("length", length as i128)
 }
 
-fn told<T>(answer: Sys<T>, operation: &'static str) -> Result<T> {
+pub(super) fn told<T>(answer: Sys<T>, operation: &'static str) -> Result<T> {
     answer.map_err(|errno| Error::from_errno(errno.0, operation))
 }
 
@@ -182,7 +197,7 @@ fn named<T>(answer: Sys<T>, operation: &'static str, name: &str) -> Result<T> {
 
 /// Begins a call again while it is interrupted or told to wait, both within bounds. For calls
 /// that may be repeated: never for a sync.
-fn retry<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
+pub(super) fn retry<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
     let (mut interruptions, mut again) = (0, 0);
     loop {
         match call() {
@@ -229,7 +244,7 @@ fn write(fd: RawFd, from: &[u8], offset: u64, durability: Option<Durability>) ->
 }
 
 /// An old kernel or a filesystem without the flag; data errors look different.
-fn refuses_flag(error: &Error) -> bool {
+pub(super) fn refuses_flag(error: &Error) -> bool {
     matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
 }
 

@@ -12,11 +12,14 @@
 
 use std::{
     collections::HashMap,
+    os::fd::RawFd,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use super::{Backend, Disk, File, Finished, Leftovers, Op, Request, Token, Wait, Wake};
+use super::{
+    Backend, Cancelled, Disk, Effort, File, Finished, Leftovers, Op, Request, Token, Wait, Wake,
+};
 use crate::{
     clock::Mono,
     error::{Error, Result},
@@ -52,21 +55,23 @@ impl Kind {
     pub fn of(op: &Op) -> Self {
         match op {
             Op::OpenDir { .. } => Self::OpenDir,
-            Op::Open { .. } => Self::Open,
+            Op::Open { .. } | Op::OpenPath { .. } => Self::Open,
             Op::List { .. } => Self::List,
-            Op::Length { .. } => Self::Length,
-            Op::Read { .. } => Self::Read,
-            Op::Write { sync: false, .. } => Self::Write,
-            Op::Write { sync: true, .. } => Self::WriteSync,
-            Op::Sync { .. } => Self::Sync,
+            Op::Length { .. } | Op::Stat { .. } | Op::StatPath { .. } => Self::Length,
+            Op::Read { .. } | Op::Recv { .. } => Self::Read,
+            Op::Write { sync: false, .. } | Op::WriteMany { sync: false, .. } | Op::Send { .. } => {
+                Self::Write
+            }
+            Op::Write { sync: true, .. } | Op::WriteMany { sync: true, .. } => Self::WriteSync,
+            Op::Sync { .. } | Op::SyncData { .. } => Self::Sync,
             Op::Allocate { .. } => Self::Allocate,
             Op::Truncate { .. } => Self::Truncate,
-            Op::Rename { .. } => Self::Rename,
-            Op::Unlink { .. } => Self::Unlink,
-            Op::SyncDir { .. } => Self::SyncDir,
+            Op::Rename { .. } | Op::RenamePath { .. } => Self::Rename,
+            Op::Unlink { .. } | Op::UnlinkPath { .. } => Self::Unlink,
+            Op::SyncDir { .. } | Op::SyncPath { .. } => Self::SyncDir,
             Op::DropCache { .. } => Self::DropCache,
             Op::Lock { .. } => Self::Lock,
-            Op::Unlock { .. } => Self::Unlock,
+            Op::Unlock { .. } | Op::Close { .. } => Self::Unlock,
         }
     }
 }
@@ -262,6 +267,14 @@ impl Backend for FaultyBackend {
         Ok(())
     }
 
+    fn cancel(&mut self, token: Token) -> Cancelled {
+        let mine = |(inside, (owner, _)): (&u64, &(Token, _))| (*owner == token).then_some(*inside);
+        match self.under_way.iter().find_map(mine) {
+            Some(inside) => self.inner.cancel(Token(inside)),
+            None => Cancelled::TooLate,
+        }
+    }
+
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
         let wait = if self.ready.is_empty() {
             wait
@@ -292,6 +305,18 @@ impl Backend for FaultyBackend {
 
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.ready.len()
+    }
+
+    fn capacity(&self) -> usize {
+        self.inner.capacity()
+    }
+
+    fn effort(&self) -> Effort {
+        self.inner.effort()
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        self.inner.watched()
     }
 
     fn hold(&mut self, lock: &File) -> Result<()> {

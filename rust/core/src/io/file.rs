@@ -6,8 +6,9 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use super::sys;
 use crate::{
-    error::Result,
+    error::{Error, Result},
     fork::{self, Guard},
 };
 
@@ -20,6 +21,8 @@ enum Handle {
     Os {
         /// Declared, and so dropped, before the descriptor it speaks of.
         forsaken: OnceLock<Guard>,
+        /// Whether it bypasses the page cache; asked for once.
+        direct: OnceLock<bool>,
         fd: OwnedFd,
     },
     Virtual(u64),
@@ -28,8 +31,28 @@ enum Handle {
 impl File {
     /// Wraps a descriptor of the operating system.
     pub fn from_fd(fd: OwnedFd) -> Self {
-        let forsaken = OnceLock::new();
-        Self(Arc::new(Handle::Os { forsaken, fd }))
+        let (forsaken, direct) = (OnceLock::new(), OnceLock::new());
+        Self(Arc::new(Handle::Os {
+            forsaken,
+            direct,
+            fd,
+        }))
+    }
+
+    /// A descriptor of our own for what `fd` is open on, so that its number cannot be reused
+    /// under the kernel when the caller closes his.
+    pub fn duplicate(fd: RawFd) -> Result<Self> {
+        let copy = sys::duplicate(fd);
+        copy.map(Self::from_fd)
+            .map_err(|errno| Error::from_errno(errno.0, "dup"))
+    }
+
+    /// The descriptor itself, if nobody else holds the file and it stays with no lock.
+    pub(crate) fn into_fd(self) -> Option<OwnedFd> {
+        match Arc::into_inner(self.0)? {
+            Handle::Os { fd, .. } => Some(fd),
+            Handle::Virtual(_) => None,
+        }
     }
 
     /// Wraps a number that only the backend which made it understands.
@@ -42,6 +65,17 @@ impl File {
         match &*self.0 {
             Handle::Os { fd, .. } => Some(fd.as_raw_fd()),
             Handle::Virtual(_) => None,
+        }
+    }
+
+    /// Whether it bypasses the page cache.
+    pub fn is_direct(&self) -> bool {
+        match &*self.0 {
+            Handle::Os { direct, fd, .. } => *direct.get_or_init(|| {
+                let flags = sys::flags(fd.as_raw_fd());
+                flags.is_ok_and(|flags| flags & libc::O_DIRECT != 0)
+            }),
+            Handle::Virtual(_) => false,
         }
     }
 
@@ -61,7 +95,7 @@ impl File {
 
     /// From now on a forked child does not keep this open, and with it its lock.
     pub(crate) fn forsake_in_children(&self) -> Result<()> {
-        if let Handle::Os { forsaken, fd } = &*self.0
+        if let Handle::Os { forsaken, fd, .. } = &*self.0
             && forsaken.get().is_none()
         {
             // Who loses a race drops a second entry for the same descriptor: harmless.

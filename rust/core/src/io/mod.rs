@@ -24,7 +24,7 @@
 //!
 //! Nothing here orders two requests in flight at the same time; owners wait for an answer first.
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::RawFd, sync::Arc, time::Duration};
 
 use crate::{clock::Mono, error::Result};
 
@@ -40,9 +40,11 @@ pub mod faulty;
 mod file;
 #[cfg(any(test, feature = "testing"))]
 mod memory;
+pub(crate) mod program;
 mod request;
 pub(crate) mod signal;
 pub(crate) mod sys;
+pub(crate) mod vectors;
 pub(crate) mod worker;
 
 pub use blocking::Blocking;
@@ -51,7 +53,8 @@ pub use execute::{Alignment, Durability, direct_alignment};
 pub use file::{Access, File, Open};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryDisk;
-pub use request::{Answer, Class, Finished, Op, Request, Token};
+pub(crate) use request::total;
+pub use request::{Answer, Cancelled, Class, Finished, Op, Request, Status, Token};
 pub(crate) use sys::wake_on_time;
 
 /// How long [`Backend::poll`] may wait when nothing has finished yet.
@@ -76,6 +79,23 @@ impl Wait {
     }
 }
 
+/// What it took to carry requests out, counted since a backend was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Effort {
+    /// System calls that entered the ring.
+    pub enters: u64,
+    /// Times a wait was ended from outside by ringing the bell.
+    pub wakes_rung: u64,
+    /// Wakes that found the owner awake, or woken already.
+    pub wakes_coalesced: u64,
+    /// Times the kernel said that answers found no room.
+    pub overflows: u64,
+    /// Submissions repeated because they were interrupted or told to try again.
+    pub retried: u64,
+    /// Answers that moved less than was asked for.
+    pub short: u64,
+}
+
 /// What is left behind by [`Backend::shutdown`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Leftovers {
@@ -85,12 +105,28 @@ pub struct Leftovers {
     pub bytes: u64,
 }
 
+impl Leftovers {
+    /// Counts `more` too.
+    pub(crate) fn add(&mut self, more: Self) {
+        self.requests += more.requests;
+        self.bytes += more.bytes;
+    }
+}
+
 /// A disk, seen by one owner. See the module for what every implementation owes.
 pub trait Backend: Send {
     /// Takes a request, or gives it back when the table is full (poll first, then try again).
     /// Never blocks, except for a backend that executes a request on the turning thread: that
     /// one does it in `poll`, not here.
     fn submit(&mut self, request: Request) -> Result<(), Request>;
+
+    /// Asks that the request with `token` be given up. Its own answer still comes, and is the only
+    /// thing that ends it: a full success that was quicker stays one, and what moved only a part
+    /// is answered with `ECANCELED`. Tokens of requests in flight must differ for this.
+    fn cancel(&mut self, token: Token) -> Cancelled {
+        let _ = token;
+        Cancelled::TooLate
+    }
 
     /// Moves finished requests to the end of `out`; waits as told if there are none yet.
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()>;
@@ -103,6 +139,22 @@ pub trait Backend: Send {
 
     /// Requests submitted and not yet finished.
     fn in_flight(&self) -> usize;
+
+    /// How many requests it takes before it gives one back.
+    fn capacity(&self) -> usize {
+        usize::MAX
+    }
+
+    /// What it took so far to carry requests out.
+    fn effort(&self) -> Effort {
+        Effort::default()
+    }
+
+    /// Descriptors that become readable when a poll would find something, for an owner who waits
+    /// elsewhere. Empty if this backend must be polled to get on.
+    fn watched(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
 
     /// Keeps `lock` open for as long as the kernel may still carry out writes of this backend,
     /// even after the process died. A ring registers the descriptor with itself.

@@ -78,9 +78,10 @@ impl Signal {
             .is_ok()
     }
 
-    /// Sleeps on the bell after [`announce`](Self::announce); for backends without a ring.
-    pub(crate) fn sleep(&self, timeout: Option<Duration>) {
-        sys::wait_raised(self.bell(), timeout);
+    /// Sleeps on the bell after [`announce`](Self::announce), and on `other` if there is one; for
+    /// backends without a ring.
+    pub(crate) fn sleep(&self, other: Option<RawFd>, timeout: Option<Duration>) {
+        sys::wait_readable([self.bell(), other.unwrap_or(-1)], timeout);
         self.silence();
     }
 

@@ -6,8 +6,10 @@
 use std::{
     ffi::{CStr, c_int, c_uint},
     mem::MaybeUninit,
-    os::fd::{FromRawFd, OwnedFd, RawFd},
+    os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd},
 };
+
+use super::vectors::Vectors;
 
 /// The number the kernel gave for a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +83,38 @@ pub(crate) fn open_at(dir: RawFd, name: &CStr, flags: c_int, mode: libc::mode_t)
     let fd = check(unsafe { libc::openat(dir, name.as_ptr(), flags, c_uint::from(mode)) })?;
     // SAFETY: the kernel just made `fd` and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Another descriptor for the same open file description.
+pub(crate) fn duplicate(fd: RawFd) -> Sys<OwnedFd> {
+    // SAFETY: plain numbers.
+    let copy = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
+    // SAFETY: the kernel just made `copy` and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Closes and says what the kernel said; the number is free either way.
+pub(crate) fn close(fd: OwnedFd) -> Sys<()> {
+    // SAFETY: the descriptor is ours alone and given up here.
+    check(unsafe { libc::close(fd.into_raw_fd()) }).map(drop)
+}
+
+/// What `stat` tells, in full.
+pub(crate) fn stat(fd: RawFd) -> Sys<libc::stat> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is writable and large enough.
+    check(unsafe { libc::fstat(fd, stat.as_mut_ptr()) })?;
+    // SAFETY: fstat succeeded, so it filled the structure.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// The same for a path.
+pub(crate) fn stat_path(path: &CStr) -> Sys<libc::stat> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `path` is a terminated string, `stat` is writable and large enough.
+    check(unsafe { libc::stat(path.as_ptr(), stat.as_mut_ptr()) })?;
+    // SAFETY: stat succeeded, so it filled the structure.
+    Ok(unsafe { stat.assume_init() })
 }
 
 pub(crate) fn make_dir(path: &CStr) -> Sys<()> {
@@ -198,6 +232,76 @@ pub(crate) fn unlink_at(dir: RawFd, name: &CStr) -> Sys<()> {
     check(unsafe { libc::unlinkat(dir, name.as_ptr(), 0) }).map(drop)
 }
 
+pub(crate) fn rename(from: &CStr, to: &CStr) -> Sys<()> {
+    // SAFETY: both paths are terminated strings that outlive the call.
+    check(unsafe { libc::rename(from.as_ptr(), to.as_ptr()) }).map(drop)
+}
+
+pub(crate) fn unlink(path: &CStr) -> Sys<()> {
+    // SAFETY: `path` is a terminated string that outlives the call.
+    check(unsafe { libc::unlink(path.as_ptr()) }).map(drop)
+}
+
+/// Writes from several places at once; with `durably`, waits for durability in the same call.
+pub(crate) fn write_many_at(fd: RawFd, from: &Vectors, at: u64, durably: bool) -> Sys<usize> {
+    let flags = if durably { libc::RWF_DSYNC } else { 0 };
+    let (start, parts) = (from.as_ptr(), from.len() as c_int);
+    // SAFETY: the vectors describe buffers that the caller lends for the call, which is
+    // synchronous; the kernel only reads them.
+    count(unsafe { libc::pwritev2(fd, start, parts, offset(at)?, flags) })
+}
+
+/// Fills `into` as far as the page cache can without waiting; `EAGAIN` if it cannot at all.
+pub(crate) fn read_cached(fd: RawFd, into: &mut [u8], at: u64) -> Sys<usize> {
+    let part = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.len(),
+    };
+    // SAFETY: one vector over `into`, which is exclusively ours; the call is synchronous.
+    count(unsafe { libc::preadv2(fd, &raw const part, 1, offset(at)?, libc::RWF_NOWAIT) })
+}
+
+/// Receives what is there; `EAGAIN` if nothing is.
+pub(crate) fn recv_now(fd: RawFd, into: &mut [u8]) -> Sys<usize> {
+    let (start, length) = (into.as_mut_ptr().cast(), into.len());
+    // SAFETY: `into` is exclusively ours and `length` long; the call is synchronous.
+    count(unsafe { libc::recv(fd, start, length, libc::MSG_DONTWAIT) })
+}
+
+/// Sends what finds room; `EAGAIN` if nothing does. No signal if the peer is gone.
+pub(crate) fn send_now(fd: RawFd, from: &mut Vectors) -> Sys<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the message describes buffers that the caller lends for the call, which is
+    // synchronous; the kernel only reads them.
+    count(unsafe { libc::sendmsg(fd, from.message(), flags) })
+}
+
+/// A set of descriptors to watch.
+pub(crate) fn watch_set() -> Sys<OwnedFd> {
+    // SAFETY: plain numbers.
+    let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+    // SAFETY: the kernel just made `fd` and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Adds `fd` to a set, changes what is watched for (with `EPOLL_CTL_MOD`), or takes it out.
+pub(crate) fn watch(set: RawFd, how: c_int, fd: RawFd, events: u32) -> Sys<()> {
+    let mut event = libc::epoll_event {
+        events,
+        u64: u64::from(fd.cast_unsigned()),
+    };
+    // SAFETY: `event` lives during the call, which copies it.
+    check(unsafe { libc::epoll_ctl(set, how, fd, &raw mut event) }).map(drop)
+}
+
+/// The descriptors of a set that are ready now, each with how; at most as many as `into` takes.
+pub(crate) fn ready(set: RawFd, into: &mut [libc::epoll_event]) -> Sys<usize> {
+    let most = c_int::try_from(into.len()).unwrap_or(c_int::MAX);
+    // SAFETY: `into` is writable and as long as told; the call does not wait.
+    let found = check(unsafe { libc::epoll_wait(set, into.as_mut_ptr(), most, 0) })?;
+    Ok(found.unsigned_abs() as usize)
+}
+
 /// Drops clean cached pages.
 pub(crate) fn drop_cache(fd: RawFd) -> Sys<()> {
     // SAFETY: plain numbers. This call answers with the errno itself.
@@ -252,13 +356,14 @@ pub(crate) fn lower(fd: RawFd) {
     unsafe { libc::read(fd, (&raw mut count).cast(), size_of::<u64>()) };
 }
 
-/// Waits until the counter is raised, a signal comes, or the time is over.
-pub(crate) fn wait_raised(fd: RawFd, timeout: Option<std::time::Duration>) {
-    let mut waiting = libc::pollfd {
+/// Waits until one of `fds` is readable, a signal comes, or the time is over. A negative number
+/// stands for nothing.
+pub(crate) fn wait_readable(fds: [RawFd; 2], timeout: Option<std::time::Duration>) {
+    let mut waiting = fds.map(|fd| libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
-    };
+    });
     let timeout = timeout.map(|limit| libc::timespec {
         tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: libc::c_long::from(limit.subsec_nanos().cast_signed()),
@@ -266,8 +371,8 @@ pub(crate) fn wait_raised(fd: RawFd, timeout: Option<std::time::Duration>) {
     let timeout = timeout
         .as_ref()
         .map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: one poll entry and perhaps a time, both alive during the call; no signal mask.
-    unsafe { libc::ppoll(&raw mut waiting, 1, timeout, std::ptr::null()) };
+    // SAFETY: two poll entries and perhaps a time, both alive during the call; no signal mask.
+    unsafe { libc::ppoll(waiting.as_mut_ptr(), 2, timeout, std::ptr::null()) };
 }
 
 /// Keeps signals away from a thread of ours; they belong to the program we are a guest in.

@@ -1,12 +1,15 @@
-//! One thread for what must not delay the owner of a backend: background requests that are
-//! carried out with plain system calls, oldest first.
+//! Threads for what must not delay the owner of a backend: requests that are carried out with
+//! plain system calls, urgent ones first, else oldest first.
 //!
 //! # Always true
 //!
-//! 1. The thread starts with the first request and ends with [`Worker::shutdown`].
+//! 1. A thread starts when a request finds none idle and there may be more of them; all end with
+//!    [`Workers::shutdown`].
 //! 2. A request belongs to the thread while it is carried out. A thread stuck in the kernel keeps
 //!    file, buffer and lock alive; when the kernel lets go of it, so does the thread.
 //! 3. A request is in exactly one of: waiting, being carried out, done, handed out.
+//! 4. With two threads or more, bulk transfers never occupy all of them: whoever waits for
+//!    durability finds one free, or waits only behind others of his kind.
 
 use std::{
     collections::VecDeque,
@@ -16,8 +19,9 @@ use std::{
 };
 
 use super::{
-    File, Finished, Leftovers, Request,
+    Cancelled, File, Finished, Leftovers, Request, Token,
     execute::{self, Durability},
+    program::cancelled,
     signal::Signal,
     sys,
 };
@@ -28,72 +32,140 @@ use crate::{
 };
 
 /// See the module.
-pub(crate) struct Worker {
+pub(crate) struct Workers {
     shared: Arc<Shared>,
     origin: Origin,
-    thread: Option<JoinHandle<()>>,
+    threads_max: usize,
+    threads: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
     state: Mutex<State>,
-    /// Work came, or the thread ends.
+    /// Work came, or the threads end.
     changed: Condvar,
     owner: Arc<Signal>,
     durability: Durability,
+    /// How many threads bulk transfers may occupy.
+    bulk_max: usize,
 }
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Request>,
-    /// Bytes of the buffer of the request that is being carried out.
-    busy: Option<u64>,
+    urgent: VecDeque<Request>,
+    bulk: VecDeque<Request>,
+    /// What is being carried out: whose, bytes of its buffers, and whether it is bulk.
+    busy: Vec<(Token, u64, bool)>,
     done: Vec<Finished>,
+    /// Threads that wait for work.
+    idle: usize,
+    /// Threads that have not ended.
+    alive: usize,
     stop: bool,
-    ended: bool,
-    /// Kept for as long as the thread may still write; see `Backend::hold`.
+    /// Kept for as long as a thread may still write; see `Backend::hold`.
     held: Option<File>,
 }
 
-impl Worker {
+impl State {
+    /// The next request that a free thread may begin.
+    fn next(&mut self, bulk_max: usize) -> Option<Request> {
+        if let Some(request) = self.urgent.pop_front() {
+            return Some(request);
+        }
+        let bulk = self.busy.iter().filter(|(_, _, bulk)| *bulk).count();
+        if bulk < bulk_max || cfg!(mutant = "workers_no_reserve") {
+            return self.bulk.pop_front();
+        }
+        None
+    }
+
+    fn begin(&mut self, request: &Request) {
+        let bulk = !request.op.is_urgent();
+        self.busy
+            .push((request.token, request.op.buffer_bytes(), bulk));
+    }
+
+    fn end(&mut self, finished: Finished) {
+        let mine = |(token, ..): &(Token, u64, bool)| *token == finished.token;
+        if let Some(at) = self.busy.iter().position(mine) {
+            self.busy.swap_remove(at);
+        }
+        self.done.push(finished);
+    }
+}
+
+impl Workers {
     /// No thread yet. `owner` is nudged when something is done.
-    pub(crate) fn new(owner: Arc<Signal>, origin: Origin, durability: Durability) -> Self {
+    pub(crate) fn new(
+        owner: Arc<Signal>,
+        origin: Origin,
+        durability: Durability,
+        threads_max: usize,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 state: Mutex::default(),
                 changed: Condvar::new(),
                 owner,
                 durability,
+                bulk_max: threads_max.saturating_sub(1).max(1),
             }),
             origin,
-            thread: None,
+            threads_max: threads_max.max(1),
+            threads: Vec::new(),
         }
     }
 
     /// Takes a request, or gives it back if no thread could be started.
     pub(crate) fn submit(&mut self, request: Request) -> Result<(), Request> {
-        if self.thread.is_none() {
+        let mut state = lock(&self.shared.state);
+        let waiting = state.urgent.len() + state.bulk.len();
+        if state.idle <= waiting && self.threads.len() < self.threads_max {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new()
                 .name("millrace-io".to_owned())
                 .spawn(move || shared.serve());
             match thread {
-                Ok(thread) => self.thread = Some(thread),
-                Err(_) => return Err(request),
+                Ok(thread) => {
+                    state.alive += 1;
+                    self.threads.push(thread);
+                }
+                Err(_) if self.threads.is_empty() => return Err(request),
+                // Those there are will come to it.
+                Err(_) => {}
             }
         }
-        lock(&self.shared.state).waiting.push_back(request);
-        self.shared.changed.notify_all();
+        if request.op.is_urgent() {
+            state.urgent.push_back(request);
+        } else {
+            state.bulk.push_back(request);
+        }
+        drop(state);
+        self.shared.changed.notify_one();
         Ok(())
+    }
+
+    /// Takes a waiting request back; its answer can be collected.
+    pub(crate) fn cancel(&mut self, token: Token) -> Option<Cancelled> {
+        if self.threads.is_empty() {
+            return None;
+        }
+        let mut state = lock(&self.shared.state);
+        if state.busy.iter().any(|(busy, ..)| *busy == token) {
+            return Some(Cancelled::TooLate);
+        }
+        let request = take(&mut state.urgent, token).or_else(|| take(&mut state.bulk, token))?;
+        state.done.push(withdrawn(request));
+        Some(Cancelled::Taken)
     }
 
     /// Moves what is done to the end of `out`.
     pub(crate) fn collect(&self, out: &mut Vec<Finished>) {
-        if self.thread.is_some() {
+        if !self.threads.is_empty() {
             out.append(&mut lock(&self.shared.state).done);
         }
     }
 
-    /// Keeps `file` with the thread's own writes.
+    /// Keeps `file` with the threads' own writes.
     pub(crate) fn hold(&self, file: Option<File>) {
         lock(&self.shared.state).held = file;
     }
@@ -101,22 +173,23 @@ impl Worker {
     /// Answers what waits, and waits up to `budget` for what is being carried out. What is done
     /// can still be collected.
     pub(crate) fn shutdown(&mut self, budget: Option<Duration>) -> Leftovers {
-        let Some(thread) = self.thread.take() else {
+        let threads = std::mem::take(&mut self.threads);
+        if threads.is_empty() {
             return Leftovers::default();
-        };
+        }
         if self.origin.is_forked_child() {
-            // The thread is in the parent, perhaps inside the lock of this copy.
-            std::mem::forget((thread, Arc::clone(&self.shared)));
+            // The threads are in the parent, perhaps inside the lock of this copy.
+            std::mem::forget((threads, Arc::clone(&self.shared)));
             return Leftovers::default();
         }
         let mut state = lock(&self.shared.state);
         state.stop = true;
-        while let Some(request) = state.waiting.pop_front() {
+        while let Some(request) = state.urgent.pop_front().or_else(|| state.bulk.pop_front()) {
             state.done.push(refused(request));
         }
         self.shared.changed.notify_all();
         let deadline = budget.and_then(|budget| Instant::now().checked_add(budget));
-        while !state.ended {
+        while state.alive > 0 {
             let Some(deadline) = deadline else {
                 state = self
                     .shared
@@ -128,20 +201,22 @@ impl Worker {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Leftovers {
-                    requests: u64::from(state.busy.is_some()),
-                    bytes: state.busy.unwrap_or(0),
+                    requests: state.busy.len() as u64,
+                    bytes: state.busy.iter().map(|(_, bytes, _)| bytes).sum(),
                 };
             }
             let wait = self.shared.changed.wait_timeout(state, left);
             state = wait.unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
         drop(state);
-        // It has left its last statement of ours; a panic there was answered already.
-        let _ = thread.join();
+        for thread in threads {
+            // It has left its last statement of ours; a panic there was answered already.
+            let _ = thread.join();
+        }
         Leftovers::default()
     }
 
-    /// What was done after the thread was given up, or before it ended.
+    /// What was done after the threads were given up, or before they ended.
     pub(crate) fn collect_rest(&self, out: &mut Vec<Finished>) {
         if !self.origin.is_forked_child() {
             out.append(&mut lock(&self.shared.state).done);
@@ -154,22 +229,39 @@ impl Shared {
         sys::block_signals();
         let mut state = lock(&self.state);
         while !state.stop {
-            let Some(request) = state.waiting.pop_front() else {
+            let Some(request) = state.next(self.bulk_max) else {
+                state.idle += 1;
                 let wait = self.changed.wait(state);
                 state = wait.unwrap_or_else(std::sync::PoisonError::into_inner);
+                state.idle -= 1;
                 continue;
             };
-            state.busy = Some(request.op.buffer_bytes());
+            state.begin(&request);
             drop(state);
             let finished = execute::run(request, self.durability);
             state = lock(&self.state);
-            state.busy = None;
-            state.done.push(finished);
+            state.end(finished);
             self.owner.nudge();
         }
-        state.ended = true;
-        state.held = None;
+        state.alive -= 1;
+        if state.alive == 0 {
+            state.held = None;
+        }
         self.changed.notify_all();
+    }
+}
+
+/// Takes the request with `token` out of a queue.
+pub(crate) fn take(queue: &mut VecDeque<Request>, token: Token) -> Option<Request> {
+    let at = queue.iter().position(|request| request.token == token)?;
+    queue.remove(at)
+}
+
+/// The answer to a request that was taken back before it began.
+pub(crate) fn withdrawn(request: Request) -> Finished {
+    Finished {
+        result: Err(cancelled(0)),
+        ..refused(request)
     }
 }
 
@@ -182,5 +274,49 @@ pub(crate) fn refused(request: Request) -> Finished {
             ErrorKind::Closed,
             "the backend was shut down before this began",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{Class, Op};
+
+    fn read(token: u64) -> Request {
+        let op = Op::Stat {
+            file: File::from_number(1),
+        };
+        request(token, op)
+    }
+
+    fn sync(token: u64) -> Request {
+        let file = File::from_number(1);
+        request(token, Op::SyncData { file })
+    }
+
+    fn request(token: u64, op: Op) -> Request {
+        Request {
+            token: Token(token),
+            class: Class::Program,
+            op,
+        }
+    }
+
+    #[test]
+    fn bulk_never_occupies_every_thread() {
+        // With four threads the fourth is for those who wait for durability, who go first anyway.
+        let mut state = State::default();
+        state.bulk.extend((0..10).map(read));
+        for _ in 0..3 {
+            let request = state.next(3).unwrap();
+            state.begin(&request);
+        }
+        assert!(state.next(3).is_none());
+        state.urgent.push_back(sync(20));
+        let urgent = state.next(3).unwrap();
+        assert_eq!(urgent.token, Token(20));
+        state.begin(&urgent);
+        state.end(refused(read(0)));
+        assert_eq!(state.next(3).map(|request| request.token), Some(Token(3)));
     }
 }

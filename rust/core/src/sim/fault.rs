@@ -65,21 +65,23 @@ impl Kind {
     pub fn of(op: &Op) -> Self {
         match op {
             Op::OpenDir { .. } => Self::OpenDir,
-            Op::Open { .. } => Self::Open,
+            Op::Open { .. } | Op::OpenPath { .. } => Self::Open,
             Op::List { .. } => Self::List,
-            Op::Length { .. } => Self::Length,
-            Op::Read { .. } => Self::Read,
-            Op::Write { sync: false, .. } => Self::Write,
-            Op::Write { sync: true, .. } => Self::WriteSync,
-            Op::Sync { .. } => Self::Sync,
+            Op::Length { .. } | Op::Stat { .. } | Op::StatPath { .. } => Self::Length,
+            Op::Read { .. } | Op::Recv { .. } => Self::Read,
+            Op::Write { sync: false, .. } | Op::WriteMany { sync: false, .. } | Op::Send { .. } => {
+                Self::Write
+            }
+            Op::Write { sync: true, .. } | Op::WriteMany { sync: true, .. } => Self::WriteSync,
+            Op::Sync { .. } | Op::SyncData { .. } => Self::Sync,
             Op::Allocate { .. } => Self::Allocate,
             Op::Truncate { .. } => Self::Truncate,
-            Op::Rename { .. } => Self::Rename,
-            Op::Unlink { .. } => Self::Unlink,
-            Op::SyncDir { .. } => Self::SyncDir,
+            Op::Rename { .. } | Op::RenamePath { .. } => Self::Rename,
+            Op::Unlink { .. } | Op::UnlinkPath { .. } => Self::Unlink,
+            Op::SyncDir { .. } | Op::SyncPath { .. } => Self::SyncDir,
             Op::DropCache { .. } => Self::DropCache,
             Op::Lock { .. } => Self::Lock,
-            Op::Unlock { .. } => Self::Unlock,
+            Op::Unlock { .. } | Op::Close { .. } => Self::Unlock,
         }
     }
 

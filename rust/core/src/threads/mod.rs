@@ -3,11 +3,14 @@
 //! A foreground request is carried out by the thread that polls, oldest first, one for each
 //! poll: no hop to another thread lies between a group commit and its `fdatasync`. A background
 //! request goes to one worker thread, so that filling the next segment with zeros never delays
-//! a commit.
+//! a commit. Requests of a program go to a pool of threads, except those about sockets: these
+//! wait for their socket, not for a thread.
 //!
 //! ```text
 //! submit --- foreground ---> queue ---> carried out inside poll ---> finished
 //!        \-- background ---> worker thread --- done, nudge --------/
+//!         \- program -------> pool of threads -- done, nudge -----/
+//!          \ about sockets -> line, until ready -----------------/
 //! ```
 //!
 //! # Always true
@@ -17,26 +20,39 @@
 //! 2. A poll that finds a queued foreground request carries it out, even if it may not wait:
 //!    that is this backend's way of making progress.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     clock::{Clock, Mono},
-    error::Result,
+    error::{Error, ErrorKind, Result},
     fork::Origin,
     io::{
-        Backend, Class, Disk, Durability, File, Finished, Leftovers, Request, Wait, Wake, execute,
+        Backend, Cancelled, Class, Disk, Durability, File, Finished, Leftovers, Op, Request, Token,
+        Wait, Wake, execute,
         signal::Signal,
-        worker::{Worker, refused},
+        worker::{Workers, refused, take, withdrawn},
     },
 };
 
+mod sockets;
+
 #[cfg(test)]
 mod tests;
+
+use sockets::Sockets;
 
 pub use crate::io::{Alignment, direct_alignment};
 
 /// How many requests a backend takes before it gives one back, unless told otherwise.
 const CAPACITY: usize = 256;
+
+/// Threads for requests of a program. More do not read faster: a device that serves more at once
+/// is used better by the ring.
+const THREADS_MAX: usize = 32;
 
 /// How long a backend that was dropped without shutdown waits for its worker.
 const DROP_BUDGET: Duration = Duration::from_secs(5);
@@ -81,7 +97,14 @@ impl Disk for ThreadsDisk {
             clock: Arc::clone(&self.clock),
             capacity: self.capacity,
             durability: self.durability,
-            worker: Worker::new(Arc::clone(&signal), origin, self.durability),
+            worker: Workers::new(Arc::clone(&signal), origin, self.durability, 1),
+            pool: Workers::new(
+                Arc::clone(&signal),
+                origin,
+                self.durability,
+                THREADS_MAX.min(self.capacity),
+            ),
+            sockets: Sockets::default(),
             signal,
             origin,
             foreground: VecDeque::new(),
@@ -99,7 +122,11 @@ struct ThreadsBackend {
     clock: Arc<dyn Clock>,
     capacity: usize,
     durability: Durability,
-    worker: Worker,
+    /// For background requests.
+    worker: Workers,
+    /// For requests of a program.
+    pool: Workers,
+    sockets: Sockets,
     signal: Arc<Signal>,
     origin: Origin,
     foreground: VecDeque<Request>,
@@ -119,7 +146,9 @@ impl ThreadsBackend {
         if let Some(request) = self.foreground.pop_front() {
             self.ready.push(execute::run(request, self.durability));
         }
+        self.sockets.serve(&mut self.ready);
         self.worker.collect(&mut self.ready);
+        self.pool.collect(&mut self.ready);
     }
 
     fn hand_out(&mut self, out: &mut Vec<Finished>) {
@@ -134,16 +163,35 @@ impl Backend for ThreadsBackend {
             return Err(request);
         }
         self.in_flight += 1;
-        // In a forked child the worker is not there; the poll says so.
-        let here = self.origin.is_forked_child() || request.class == Class::Foreground;
-        let left = if here {
-            Some(request)
-        } else {
-            self.worker.submit(request).err()
+        let about_a_socket = matches!(request.op, Op::Send { .. } | Op::Recv { .. });
+        // Without a thread for it, a request is carried out like one of the foreground.
+        let left = match request.class {
+            // In a forked child the threads are not there; the poll says so.
+            _ if self.origin.is_forked_child() => Some(request),
+            _ if about_a_socket => {
+                self.sockets.submit(request, &mut self.ready);
+                None
+            }
+            Class::Foreground => Some(request),
+            Class::Background => self.worker.submit(request).err(),
+            Class::Program => self.pool.submit(request).err(),
         };
-        // Without a thread for it, a background request is carried out like any other.
         self.foreground.extend(left);
         Ok(())
+    }
+
+    fn cancel(&mut self, token: Token) -> Cancelled {
+        if self.closed || self.origin.is_forked_child() {
+            return Cancelled::TooLate;
+        }
+        if let Some(request) = take(&mut self.foreground, token) {
+            self.ready.push(withdrawn(request));
+            return Cancelled::Taken;
+        }
+        let in_line = self.sockets.cancel(token, &mut self.ready);
+        in_line
+            .or_else(|| self.pool.cancel(token))
+            .unwrap_or(Cancelled::TooLate)
     }
 
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
@@ -159,7 +207,7 @@ impl Backend for ThreadsBackend {
             if !self.signal.announce() {
                 continue;
             }
-            self.signal.sleep(left);
+            self.signal.sleep(self.sockets.readable(), left);
             if self.signal.retract() {
                 self.work();
                 break;
@@ -181,10 +229,15 @@ impl Backend for ThreadsBackend {
         self.in_flight
     }
 
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     fn hold(&mut self, lock: &File) -> Result<()> {
         self.origin.check()?;
         execute::fd(lock)?;
         self.worker.hold(Some(lock.clone()));
+        self.pool.hold(Some(lock.clone()));
         self.held = Some(lock.clone());
         Ok(())
     }
@@ -193,19 +246,27 @@ impl Backend for ThreadsBackend {
         self.held = None;
         if !self.origin.is_forked_child() && !self.leaked {
             self.worker.hold(None);
+            self.pool.hold(None);
         }
     }
 
     fn shutdown(&mut self, budget: Option<Duration>) -> Leftovers {
         self.closed = true;
         if self.origin.is_forked_child() {
+            self.pool.shutdown(budget);
             return self.worker.shutdown(budget);
         }
         self.ready.extend(self.foreground.drain(..).map(refused));
-        let leftovers = self.worker.shutdown(budget);
+        let told = || Error::new(ErrorKind::Closed, "the backend was shut down before this");
+        self.sockets.shutdown(&told, &mut self.ready);
+        let begun = Instant::now();
+        let mut leftovers = self.worker.shutdown(budget);
+        let left = budget.map(|budget| budget.saturating_sub(begun.elapsed()));
+        leftovers.add(self.pool.shutdown(left));
         self.leaked |= leftovers.requests > 0;
         self.let_go();
         self.worker.collect_rest(&mut self.ready);
+        self.pool.collect_rest(&mut self.ready);
         self.in_flight = self.ready.len();
         leftovers
     }

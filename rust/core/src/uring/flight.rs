@@ -12,6 +12,8 @@
 //! 2. Durability is claimed by one submission only if that submission moved every byte of the
 //!    request; else a sync of its own follows once all bytes are counted.
 
+use std::time::Duration;
+
 use io_uring::{opcode, squeue, types};
 
 use crate::{
@@ -19,11 +21,18 @@ use crate::{
     io::{
         Answer, Buffer, Class, File, Finished, Op, Request, Token,
         execute::{TRANSFER_MAX, check_span, fd, no_progress},
+        program::{cancelled, check_many, peer_ended},
+        total,
+        vectors::Vectors,
     },
 };
 
-/// How often an answer "interrupted" or "try again" leads to another submission.
+/// How often in a row an answer "interrupted" or "try again" leads to another submission.
 const TRIES_MAX: u32 = 16;
+
+/// The pause before a second try that is left to us; it doubles up to a bound.
+const PAUSE: Duration = Duration::from_micros(100);
+const PAUSE_DOUBLINGS_MAX: u32 = 7;
 
 /// A request the ring carries out.
 #[derive(Debug)]
@@ -32,11 +41,19 @@ pub(super) struct Flight {
     work: Work,
     file: File,
     buffer: Option<Buffer>,
+    /// Of a transfer from several places, with what the kernel is shown of them.
+    many: Option<(Vec<Buffer>, Vectors)>,
     offset: u64,
     length: usize,
     /// Bytes moved so far.
     moved: usize,
-    background: bool,
+    /// Bytes of the submission under way.
+    asked: usize,
+    class: Class,
+    /// Asked to be given up: no further submission follows.
+    cancelled: bool,
+    /// The submission under way waits until the socket is ready; the transfer comes after it.
+    until_ready: bool,
     /// Carried out by a worker of the kernel from the start: it may block, or was told to wait.
     apart: bool,
     /// The submission under way asks for durability with the write.
@@ -54,6 +71,24 @@ enum Work {
     SyncData,
     Sync,
     Allocate,
+    Send,
+    Recv {
+        exact: bool,
+    },
+}
+
+impl Work {
+    fn is_transfer(self) -> bool {
+        matches!(
+            self,
+            Self::Read | Self::Write { .. } | Self::Send | Self::Recv { .. }
+        )
+    }
+
+    /// Whether the kernel would hand this to one of its workers rather than begin it at once.
+    fn is_for_workers(self) -> bool {
+        matches!(self, Self::Sync | Self::SyncData | Self::Allocate)
+    }
 }
 
 /// What an answer led to.
@@ -61,6 +96,8 @@ enum Work {
 pub(super) enum Step {
     /// Another submission is needed.
     Again,
+    /// Another submission is needed, but not at once: the last was told to try again.
+    Later(Duration),
     /// Over, with this outcome.
     Over(Result<Answer>),
     /// The kernel cannot have said this; nothing it knows can be trusted any more.
@@ -78,9 +115,57 @@ pub(super) enum Way {
 }
 
 impl Flight {
-    /// Sorts a request by who carries it out.
-    pub(super) fn sort(request: Request) -> Way {
-        let (work, file, offset, length) = match &request.op {
+    /// Sorts a request by who carries it out. `guest`: the thread that turns the ring may end
+    /// before its requests do, so nothing is left to workers of the kernel, which end with it.
+    pub(super) fn sort(request: Request, guest: bool) -> Way {
+        let Some((work, file, offset, length)) = Self::plan(&request.op) else {
+            return Way::Calls(request);
+        };
+        let through_cache = matches!(work, Work::Write { .. }) && !file.is_direct();
+        if guest && request.class == Class::Program && (work.is_for_workers() || through_cache) {
+            return Way::Calls(request);
+        }
+        let class = request.class;
+        let mut flight = Self {
+            token: request.token,
+            work,
+            file,
+            offset,
+            length,
+            moved: 0,
+            asked: 0,
+            class,
+            cancelled: false,
+            until_ready: false,
+            apart: class == Class::Background,
+            durable: false,
+            tries: 0,
+            buffer: None,
+            many: None,
+        };
+        match request.op {
+            Op::WriteMany { buffers, .. } | Op::Send { buffers, .. } => {
+                flight.many = Some((buffers, Vectors::new()));
+            }
+            other => flight.buffer = other.into_buffer(),
+        }
+        match flight.check() {
+            Ok(()) if flight.is_empty() => {
+                let answer = flight.answer();
+                Way::Answered(flight.finish(Ok(answer)))
+            }
+            Ok(()) => Way::Ring(flight),
+            Err(error) => Way::Answered(flight.finish(Err(error))),
+        }
+    }
+
+    /// What the ring would do for `op`: the work, on what, from where, how much.
+    fn plan(op: &Op) -> Option<(Work, File, u64, usize)> {
+        let write = |sync, length| match (length, sync) {
+            (0, true) => Work::SyncData,
+            (_, sync) => Work::Write { sync },
+        };
+        let (work, file, offset, length) = match op {
             Op::Read {
                 file,
                 offset,
@@ -93,71 +178,82 @@ impl Flight {
                 length,
                 sync,
                 ..
+            } => (write(*sync, *length), file, *offset, *length),
+            Op::WriteMany {
+                file,
+                offset,
+                buffers,
+                sync,
             } => {
-                let work = match (*length, *sync) {
-                    (0, true) => Work::SyncData,
-                    (_, sync) => Work::Write { sync },
-                };
-                (work, file, *offset, *length)
+                let length = total(buffers) as usize;
+                (write(*sync, length), file, *offset, length)
             }
             Op::Sync { file } | Op::SyncDir { dir: file } => (Work::Sync, file, 0, 0),
-            Op::Allocate { file, length } => match usize::try_from(*length) {
-                Ok(length) => (Work::Allocate, file, 0, length),
-                Err(_) => return Way::Calls(request),
-            },
-            _ => return Way::Calls(request),
-        };
-        let file = file.clone();
-        let flight = Self {
-            token: request.token,
-            work,
-            file,
-            offset,
-            length,
-            moved: 0,
-            background: request.class == Class::Background,
-            apart: request.class == Class::Background,
-            durable: false,
-            tries: 0,
-            buffer: request.op.into_buffer(),
-        };
-        match flight.check() {
-            Ok(()) if flight.is_empty() => {
-                let answer = flight.answer();
-                Way::Answered(flight.finish(Ok(answer)))
+            Op::SyncData { file } => (Work::SyncData, file, 0, 0),
+            Op::Allocate { file, length } => {
+                let length = usize::try_from(*length).ok()?;
+                (Work::Allocate, file, 0, length)
             }
-            Ok(()) => Way::Ring(flight),
-            Err(error) => Way::Answered(flight.finish(Err(error))),
-        }
+            Op::Send { socket, buffers } => (Work::Send, socket, 0, total(buffers) as usize),
+            Op::Recv {
+                socket,
+                buffer,
+                exact,
+            } => (Work::Recv { exact: *exact }, socket, 0, buffer.len()),
+            _ => return None,
+        };
+        Some((work, file.clone(), offset, length))
     }
 
     fn check(&self) -> Result<()> {
         fd(&self.file)?;
-        match &self.buffer {
-            Some(buffer) => check_span(self.offset, self.length, buffer),
-            None => Ok(()),
+        match (&self.buffer, &self.many) {
+            (Some(buffer), _) => check_span(self.offset, self.length, buffer),
+            (None, Some((buffers, _))) => check_many(self.offset, buffers),
+            (None, None) => Ok(()),
         }
     }
 
     fn is_empty(&self) -> bool {
-        let nothing = matches!(self.work, Work::Read | Work::Write { .. } | Work::Allocate);
+        let nothing = self.work.is_transfer() || self.work == Work::Allocate;
         nothing && self.length == 0
     }
 
     fn answer(&self) -> Answer {
         match self.work {
-            Work::Read | Work::Write { .. } | Work::SyncData => Answer::Count(self.moved),
             Work::Sync | Work::Allocate => Answer::Done,
+            Work::SyncData if self.buffer.is_none() && self.many.is_none() => Answer::Done,
+            _ => Answer::Count(self.moved),
         }
     }
 
+    pub(super) fn token(&self) -> Token {
+        self.token
+    }
+
+    pub(super) fn class(&self) -> Class {
+        self.class
+    }
+
     pub(super) fn is_background(&self) -> bool {
-        self.background
+        self.class == Class::Background
+    }
+
+    /// From now on nothing follows the submission under way.
+    pub(super) fn give_up(&mut self) {
+        self.cancelled = true;
+    }
+
+    /// Ends a flight that was given up between two submissions.
+    pub(super) fn withdraw(self) -> Finished {
+        let moved = self.moved;
+        self.finish(Err(cancelled(moved)))
     }
 
     /// The bytes that are pinned while this is under way.
     pub(super) fn bytes(&self) -> u64 {
-        self.buffer.as_ref().map_or(0, |buffer| buffer.len() as u64)
+        let one = self.buffer.as_ref().map_or(0, |buffer| buffer.len() as u64);
+        one + self.many.as_ref().map_or(0, |(many, _)| total(many))
     }
 
     /// Ends the flight; the kernel must have let go of it.
@@ -182,34 +278,22 @@ impl Flight {
 
     /// The next submission. `dsync`: a write may ask for durability itself.
     ///
-    /// It points into the buffer, which has its place on the heap and does not move with the
+    /// It points into the buffers, which have their places on the heap and do not move with the
     /// flight.
     pub(super) fn entry(&mut self, dsync: bool) -> squeue::Entry {
-        let fd = types::Fd(self.file.fd().unwrap_or(-1));
-        let at = self.offset + self.moved as u64;
-        let count = (self.length - self.moved).min(TRANSFER_MAX);
         self.durable = false;
-        let entry = match (self.work, self.buffer.as_mut()) {
-            (Work::Read, Some(buffer)) => {
-                let start = buffer[self.moved..].as_mut_ptr();
-                opcode::Read::new(fd, start, count as u32)
-                    .offset(at)
-                    .build()
-            }
-            (Work::Write { sync }, Some(buffer)) => {
-                let start = buffer[self.moved..].as_ptr();
-                self.durable = sync && dsync && count == self.length;
-                let flags = if self.durable { libc::RWF_DSYNC } else { 0 };
-                let write = opcode::Write::new(fd, start, count as u32);
-                write.offset(at).rw_flags(flags).build()
-            }
-            (Work::Allocate, _) => opcode::Fallocate::new(fd, self.length as u64).build(),
-            (Work::SyncData, _) => {
-                let sync = opcode::Fsync::new(fd);
+        self.asked = 0;
+        let entry = match self.work {
+            _ if self.until_ready => self.readiness_entry(),
+            Work::Allocate => opcode::Fallocate::new(self.fd(), self.length as u64).build(),
+            Work::SyncData => {
+                let sync = opcode::Fsync::new(self.fd());
                 sync.flags(types::FsyncFlags::DATASYNC).build()
             }
-            // A transfer always has a buffer, so this is a sync.
-            _ => opcode::Fsync::new(fd).build(),
+            Work::Sync => opcode::Fsync::new(self.fd()).build(),
+            Work::Read | Work::Write { .. } | Work::Send | Work::Recv { .. } => {
+                self.transfer_entry(dsync)
+            }
         };
         if self.apart {
             entry.flags(squeue::Flags::ASYNC)
@@ -218,10 +302,78 @@ impl Flight {
         }
     }
 
+    fn fd(&self) -> types::Fd {
+        types::Fd(self.file.fd().unwrap_or(-1))
+    }
+
+    fn readiness_entry(&self) -> squeue::Entry {
+        let events = match self.work {
+            Work::Recv { .. } => libc::POLLIN,
+            _ => libc::POLLOUT,
+        };
+        opcode::PollAdd::new(self.fd(), u32::from(events.cast_unsigned())).build()
+    }
+
+    fn transfer_entry(&mut self, dsync: bool) -> squeue::Entry {
+        let fd = self.fd();
+        let at = self.offset + self.moved as u64;
+        if let Some((buffers, vectors)) = self.many.as_mut() {
+            self.asked = vectors.show(buffers, self.moved);
+            if self.work == Work::Send {
+                let flags = libc::MSG_NOSIGNAL.cast_unsigned();
+                return opcode::SendMsg::new(fd, vectors.message())
+                    .flags(flags)
+                    .build();
+            }
+            let flags = self.durability_flag(dsync);
+            let Some((_, vectors)) = self.many.as_ref() else {
+                return opcode::Nop::new().build();
+            };
+            let write = opcode::Writev::new(fd, vectors.as_ptr(), vectors.len() as u32);
+            return write.offset(at).rw_flags(flags).build();
+        }
+        self.asked = (self.length - self.moved).min(TRANSFER_MAX);
+        let count = self.asked as u32;
+        let flags = self.durability_flag(dsync);
+        let Some(buffer) = self.buffer.as_mut() else {
+            // A transfer always has memory; this keeps the answer honest if it had none.
+            return opcode::Nop::new().build();
+        };
+        let start = buffer[self.moved..].as_mut_ptr();
+        match self.work {
+            Work::Write { .. } => {
+                let write = opcode::Write::new(fd, start, count);
+                write.offset(at).rw_flags(flags).build()
+            }
+            Work::Recv { .. } => opcode::Recv::new(fd, start, count).build(),
+            _ => opcode::Read::new(fd, start, count).offset(at).build(),
+        }
+    }
+
+    /// Asks for durability with a write that moves everything in one submission.
+    fn durability_flag(&mut self, dsync: bool) -> i32 {
+        let sync = matches!(self.work, Work::Write { sync: true });
+        self.durable = sync && dsync && self.asked == self.length;
+        if self.durable { libc::RWF_DSYNC } else { 0 }
+    }
+
     /// Takes the kernel's answer to the last submission.
     pub(super) fn on_answer(&mut self, answer: i32) -> Step {
+        let step = self.on_answer_of_work(answer);
+        match step {
+            Step::Again | Step::Later(_) if self.cancelled => {
+                Step::Over(Err(cancelled(self.moved)))
+            }
+            other => other,
+        }
+    }
+
+    fn on_answer_of_work(&mut self, answer: i32) -> Step {
+        if self.until_ready {
+            return self.on_ready(answer);
+        }
         match self.work {
-            Work::Read | Work::Write { .. } => match usize::try_from(answer) {
+            work if work.is_transfer() => match usize::try_from(answer) {
                 Ok(count) => self.on_moved(count),
                 Err(_) => self.on_refused(-answer),
             },
@@ -233,36 +385,58 @@ impl Flight {
         }
     }
 
+    /// The socket is ready, or waiting for that was refused.
+    fn on_ready(&mut self, answer: i32) -> Step {
+        self.until_ready = false;
+        if answer < 0 {
+            return self.on_refused(-answer);
+        }
+        Step::Again
+    }
+
     fn on_moved(&mut self, count: usize) -> Step {
-        let left = self.length - self.moved;
-        if count > left.min(TRANSFER_MAX) {
+        if count > self.asked {
             return Step::Impossible("more bytes than were asked for");
         }
+        let left = self.length - self.moved;
         self.moved += count;
+        self.tries = 0;
         match self.work {
-            Work::Read if count == 0 || count == left => Step::Over(Ok(self.answer())),
-            Work::Write { .. } if count == 0 => {
+            Work::Recv { .. } if count == 0 => Step::Over(Err(peer_ended(self.moved, self.length))),
+            Work::Recv { exact: false } => Step::Over(Ok(self.answer())),
+            Work::Read if count == 0 => Step::Over(Ok(self.answer())),
+            Work::Write { .. } | Work::Send if count == 0 => {
                 Step::Over(Err(no_progress(self.moved, self.length)))
             }
-            Work::Write { sync } if count == left => {
-                if !sync || self.durable {
-                    return Step::Over(Ok(self.answer()));
-                }
+            Work::Write { sync: true } if count == left && !self.durable => {
                 self.work = Work::SyncData;
                 Step::Again
             }
+            _ if count == left => Step::Over(Ok(self.answer())),
             _ => Step::Again,
         }
     }
 
+    /// Told to try again, a socket waits until it is ready; everything else tries again within a
+    /// bound, by a worker of the kernel if it has one, later if not.
     fn on_refused(&mut self, errno: i32) -> Step {
         let passing = matches!(errno, libc::EINTR | libc::EAGAIN);
-        if passing && self.tries < TRIES_MAX {
-            self.tries += 1;
+        if !passing || self.tries >= TRIES_MAX {
+            return self.failed(errno);
+        }
+        self.tries += 1;
+        if errno == libc::EINTR {
+            return Step::Again;
+        }
+        if matches!(self.work, Work::Send | Work::Recv { .. }) {
+            self.until_ready = true;
+            return Step::Again;
+        }
+        if self.class != Class::Program {
             self.apart = true;
             return Step::Again;
         }
-        self.failed(errno)
+        Step::Later(PAUSE * (1 << (self.tries - 1).min(PAUSE_DOUBLINGS_MAX)))
     }
 
     fn failed(&self, errno: i32) -> Step {
@@ -272,8 +446,14 @@ impl Flight {
             Work::SyncData => "fdatasync",
             Work::Sync => "fsync",
             Work::Allocate => "fallocate",
+            Work::Send => "send",
+            Work::Recv { .. } => "recv",
         };
-        Step::Over(Err(Error::from_errno(errno, operation)))
+        let error = Error::from_errno(errno, operation);
+        if self.work.is_transfer() && self.moved > 0 {
+            return Step::Over(Err(error.with("done", self.moved as i128)));
+        }
+        Step::Over(Err(error))
     }
 
     /// Whether the answer says that durability cannot be asked for with the write.
@@ -299,7 +479,7 @@ mod tests {
             class: Class::Foreground,
             op,
         };
-        match Flight::sort(request) {
+        match Flight::sort(request, false) {
             Way::Ring(flight) => flight,
             _ => panic!("not for the ring"),
         }

@@ -1,13 +1,16 @@
 //! The I/O contract on the kernel's ring.
 //!
-//! Reads, writes, syncs and reservations go through the ring; what the ring does not offer
-//! everywhere (opening, renaming, locks) is done by plain calls, foreground ones by the thread
-//! that polls, background ones by a worker thread.
+//! Transfers, syncs and reservations go through the ring. Names (opening, renaming, locks) are
+//! done by plain calls: foreground ones by the thread that polls, background ones by a worker
+//! thread, those of a program by a pool; the kernel would hand them to workers of its own anyway.
 //!
 //! ```text
 //! submit --> fresh --stage--> table, ring --enter--> kernel --reap--> finished
-//!              \-- plain calls: this thread or the worker ------------/
+//!              \-- plain calls: this thread or a worker -------------/
 //! ```
+//!
+//! Staged in this order: the watch on the bell, cancels, flights that need another submission in
+//! the order they came to need it, fresh requests. Fresh ones leave room for the first two.
 //!
 //! # Always true
 //!
@@ -21,7 +24,12 @@
 //!    knows is freed.
 //! 5. In a forked child nothing here is touched but the origin.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use io_uring::opcode;
 
@@ -30,12 +38,15 @@ use crate::{
     error::{Error, ErrorKind, Result},
     fork::Origin,
     io::{
-        Backend, Class, Disk, Durability, File, Finished, Leftovers, Request, Wait, Wake, execute,
+        Backend, Cancelled, Class, Durability, File, Finished, Leftovers, Request, Token, Wait,
+        Wake, execute,
         signal::Signal,
-        worker::{Worker, refused},
+        worker::{Workers, refused},
     },
 };
 
+mod cancel;
+mod disk;
 mod flight;
 mod probe;
 mod ring;
@@ -44,97 +55,20 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use disk::UringDisk;
 use flight::{Flight, Step, Way};
 pub use probe::{Reason, Refusal};
 use ring::{Patience, Ring, Setup};
 use table::{BELL, CANCEL, Key, Table};
 
-/// How many requests a backend takes before it gives one back, unless told otherwise.
-const CAPACITY: usize = 128;
+/// Entries of the queue that fresh requests leave free: one for a cancel, one for the bell.
+const KEPT: usize = 2;
 
 /// How long a backend that was dropped without shutdown waits for the kernel.
 const DROP_BUDGET: Duration = Duration::from_secs(5);
 
 /// How often in a row entering may be refused for want of memory or room, a millisecond apart.
 const ENTER_TRIES_MAX: u32 = 1000;
-
-/// The machine's disk through the kernel's ring.
-#[derive(Debug, Clone)]
-pub struct UringDisk {
-    clock: Arc<dyn Clock>,
-    capacity: usize,
-    setup: Setup,
-    durability: Durability,
-}
-
-impl UringDisk {
-    fn new(clock: Arc<dyn Clock>) -> Self {
-        Self {
-            clock,
-            capacity: CAPACITY,
-            setup: Setup {
-                entries: CAPACITY as u32,
-                plain: false,
-            },
-            durability: Durability::Dsync,
-        }
-    }
-
-    /// Leaves out what only newer kernels offer.
-    #[must_use]
-    pub fn with_plain_ring(mut self) -> Self {
-        self.setup.plain = true;
-        self
-    }
-
-    /// How many requests a backend takes before it gives one back; 1 to 4096.
-    #[must_use]
-    pub fn with_capacity(mut self, capacity: usize) -> Self {
-        self.capacity = capacity.clamp(1, 4096);
-        self.setup.entries = (self.capacity as u32).next_power_of_two();
-        self
-    }
-
-    /// How a write with `sync` becomes durable.
-    #[must_use]
-    pub fn with_durability(self, durability: Durability) -> Self {
-        Self { durability, ..self }
-    }
-
-    fn open(&self) -> Result<UringBackend> {
-        let origin = Origin::here()?;
-        let signal = Arc::new(Signal::new()?);
-        Ok(UringBackend {
-            clock: Arc::clone(&self.clock),
-            capacity: self.capacity,
-            setup: self.setup,
-            dsync: self.durability == Durability::Dsync,
-            origin,
-            table: Table::default(),
-            ring: None,
-            bell: Bell::default(),
-            worker: Worker::new(Arc::clone(&signal), origin, Durability::Fdatasync),
-            signal,
-            fresh: VecDeque::new(),
-            background: VecDeque::new(),
-            background_in_ring: false,
-            again: VecDeque::new(),
-            calls: VecDeque::new(),
-            ready: Vec::new(),
-            in_flight: 0,
-            refusals: 0,
-            held: None,
-            poison: None,
-            closed: false,
-        })
-    }
-}
-
-impl Disk for UringDisk {
-    fn backend(&self) -> Result<Box<dyn Backend>> {
-        Ok(Box::new(self.open()?))
-    }
-}
 
 /// The ring's watch on the signal's bell.
 #[derive(Debug, Default)]
@@ -157,7 +91,10 @@ struct UringBackend {
     table: Table,
     ring: Option<Ring>,
     bell: Bell,
-    worker: Worker,
+    /// For background requests.
+    worker: Workers,
+    /// For requests of a program.
+    pool: Workers,
     signal: Arc<Signal>,
     /// Foreground requests, not yet sorted.
     fresh: VecDeque<Request>,
@@ -167,6 +104,14 @@ struct UringBackend {
     background_in_ring: bool,
     /// In the table, not known to the kernel, waiting for another submission.
     again: VecDeque<Key>,
+    /// As `again`, from an instant on: the kernel said to try later.
+    later: Vec<(Mono, Key)>,
+    /// Flights that the kernel is to be asked to cancel.
+    cancels: VecDeque<Key>,
+    /// Where the flights of a program are, so that they can be cancelled.
+    keys: HashMap<Token, Key>,
+    /// Turned by threads that may end before the requests they submitted.
+    guest: bool,
     /// For this thread, by plain calls.
     calls: VecDeque<Request>,
     /// Finished and not yet handed out.
@@ -191,8 +136,10 @@ impl UringBackend {
             self.reap()?;
             self.stage();
             self.work_here()?;
-            let left = wait.left(self.clock.now());
+            let now = self.clock.now();
+            let left = wait.left(now);
             let over = woken || !self.ready.is_empty() || left == Some(Duration::ZERO);
+            let left = self.until_retry(now, left);
             if over || self.has_more() || !self.signal.announce() {
                 self.advance()?;
                 if over || !self.ready.is_empty() {
@@ -205,10 +152,25 @@ impl UringBackend {
             slept?;
             if woken {
                 self.advance()?;
-                self.worker.collect(&mut self.ready);
+                self.collect();
                 return Ok(());
             }
         }
+    }
+
+    /// Shortens a wait to the next flight that is to be tried again.
+    fn until_retry(&self, now: Mono, left: Option<Duration>) -> Option<Duration> {
+        let next = self.later.iter().map(|(due, _)| due.since(now)).min();
+        match (left, next) {
+            (Some(left), Some(next)) => Some(left.min(next)),
+            (left, next) => left.or(next),
+        }
+    }
+
+    /// What the threads did.
+    fn collect(&mut self) {
+        self.worker.collect(&mut self.ready);
+        self.pool.collect(&mut self.ready);
     }
 
     /// Carries out one plain call, after what is staged is on its way, and collects what the
@@ -219,14 +181,15 @@ impl UringBackend {
             self.ready
                 .push(execute::run(request, Durability::Fdatasync));
         }
-        self.worker.collect(&mut self.ready);
+        self.collect();
         Ok(())
     }
 
     /// Whether there is something to do before a sleep.
     fn has_more(&self) -> bool {
         let background = !self.background_in_ring && !self.background.is_empty();
-        background || !(self.fresh.is_empty() && self.again.is_empty() && self.calls.is_empty())
+        let staging = self.fresh.is_empty() && self.again.is_empty() && self.cancels.is_empty();
+        background || !staging || !self.calls.is_empty()
     }
 
     /// Stages, submits and reaps until there is nothing to do but wait.
@@ -270,28 +233,49 @@ impl UringBackend {
         Ok(())
     }
 
-    /// Puts in the queue, as far as there is room: the watch on the bell, flights that need
-    /// another submission, fresh requests.
+    /// Puts in the queue, as far as there is room: the watch on the bell, cancels, flights that
+    /// need another submission, fresh requests.
     fn stage(&mut self) {
         self.stage_bell();
+        while let Some(key) = self.cancels.pop_front() {
+            if !self.stage_cancel(key) {
+                self.cancels.push_front(key);
+                return;
+            }
+        }
+        self.wake_retries();
         while let Some(key) = self.again.pop_front() {
             if !self.stage_flight(key) {
                 return;
             }
         }
         while let Some(request) = self.next_fresh() {
-            match Flight::sort(request) {
+            match Flight::sort(request, self.guest) {
                 Way::Answered(finished) => self.ready.push(finished),
                 Way::Calls(request) => self.call(request),
                 Way::Ring(flight) => {
                     self.background_in_ring |= flight.is_background();
+                    let (token, named) = (flight.token(), flight.class() == Class::Program);
                     let key = self.table.insert(flight);
+                    if named {
+                        self.keys.insert(token, key);
+                    }
+                    if !self.has_room() {
+                        self.again.push_front(key);
+                        return;
+                    }
                     if !self.stage_flight(key) {
                         return;
                     }
                 }
             }
         }
+    }
+
+    /// Whether the queue takes a fresh submission and still has room for what must not wait.
+    fn has_room(&mut self) -> bool {
+        let ring = self.ring.as_mut();
+        ring.is_none_or(|ring| ring.room() > KEPT)
     }
 
     fn stage_bell(&mut self) {
@@ -324,12 +308,13 @@ impl UringBackend {
         staged
     }
 
-    /// Hands a request to who makes plain calls: this thread, or the worker. Without a worker for
-    /// it, a background request is done here too.
+    /// Hands a request to who makes plain calls: this thread, or a worker. If no thread can be
+    /// started for it, it is done here too.
     fn call(&mut self, request: Request) {
         let here = match request.class {
             Class::Foreground => Some(request),
             Class::Background => self.worker.submit(request).err(),
+            Class::Program => self.pool.submit(request).err(),
         };
         self.calls.extend(here);
     }
@@ -387,9 +372,9 @@ impl UringBackend {
         }
         match flight.on_answer(answer) {
             Step::Again => self.again.push_back(key),
+            Step::Later(pause) => self.later.push((self.clock.now().after(pause), key)),
             Step::Over(result) => {
-                if let Some(flight) = self.table.remove(key) {
-                    self.background_in_ring &= !flight.is_background();
+                if let Some(flight) = self.let_off(key) {
                     self.ready.push(flight.finish(result));
                 }
             }
@@ -398,11 +383,21 @@ impl UringBackend {
         Ok(())
     }
 
+    /// Takes a flight out of the table that the kernel has let go of.
+    fn let_off(&mut self, key: Key) -> Option<Flight> {
+        let flight = self.table.remove(key)?;
+        self.background_in_ring &= !flight.is_background();
+        if flight.class() == Class::Program {
+            self.keys.remove(&flight.token());
+        }
+        Some(flight)
+    }
+
     /// Waits for an answer, a wake or a nudge. The sleep was announced.
     fn sleep(&mut self, left: Option<Duration>) -> Result<()> {
         let idle = self.table.is_empty();
         if idle && self.ring.as_ref().is_none_or(Ring::idles_visibly) {
-            self.signal.sleep(left);
+            self.signal.sleep(None, left);
             return Ok(());
         }
         self.enter(Patience::of(left))
@@ -446,7 +441,9 @@ impl UringBackend {
             )
             .caused_by(cause.clone())
         };
-        for key in std::mem::take(&mut self.again) {
+        let parked = std::mem::take(&mut self.later);
+        let parked = parked.into_iter().map(|(_, key)| key);
+        for key in std::mem::take(&mut self.again).into_iter().chain(parked) {
             if let Some(flight) = self.table.remove(key) {
                 self.ready.push(flight.finish(Err(told())));
             }
@@ -462,6 +459,8 @@ impl UringBackend {
         } else {
             self.ring = None;
         }
+        self.keys.clear();
+        self.cancels.clear();
         self.poison.get_or_insert(cause);
     }
 
@@ -478,7 +477,7 @@ impl UringBackend {
                 ..refused(request)
             }
         }));
-        self.worker.collect(&mut self.ready);
+        self.collect();
     }
 
     fn hand_out(&mut self, out: &mut Vec<Finished>) {
@@ -494,10 +493,17 @@ impl Backend for UringBackend {
         }
         self.in_flight += 1;
         match request.class {
-            Class::Foreground => self.fresh.push_back(request),
+            Class::Foreground | Class::Program => self.fresh.push_back(request),
             Class::Background => self.background.push_back(request),
         }
         Ok(())
+    }
+
+    fn cancel(&mut self, token: Token) -> Cancelled {
+        if self.closed || self.poison.is_some() || self.origin.is_forked_child() {
+            return Cancelled::TooLate;
+        }
+        self.give_up(token)
     }
 
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
@@ -533,6 +539,10 @@ impl Backend for UringBackend {
         self.in_flight
     }
 
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     fn hold(&mut self, lock: &File) -> Result<()> {
         self.origin.check()?;
         let fd = execute::fd(lock)?;
@@ -542,6 +552,7 @@ impl Backend for UringBackend {
             _ => {}
         }
         self.worker.hold(Some(lock.clone()));
+        self.pool.hold(Some(lock.clone()));
         self.held = Some(lock.clone());
         Ok(())
     }
@@ -552,6 +563,7 @@ impl Backend for UringBackend {
         }
         self.held = None;
         self.worker.hold(None);
+        self.pool.hold(None);
         let gone = self
             .ring
             .as_mut()

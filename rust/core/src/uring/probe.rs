@@ -69,13 +69,16 @@ const HINT_MISSING: &str = "use Linux 5.11 or later";
 const HINT_FAILED: &str = "the directory may be on a filesystem that does not go with io_uring, or a filter is in the way";
 
 /// Operations without which we do not begin, by name.
-const NEEDED: [(u8, &str); 6] = [
+const NEEDED: [(u8, &str); 9] = [
     (opcode::Read::CODE, "read"),
     (opcode::Write::CODE, "write"),
     (opcode::Fsync::CODE, "fsync"),
     (opcode::Fallocate::CODE, "fallocate"),
     (opcode::PollAdd::CODE, "poll"),
     (opcode::AsyncCancel::CODE, "cancel"),
+    (opcode::Writev::CODE, "writev"),
+    (opcode::SendMsg::CODE, "sendmsg"),
+    (opcode::Recv::CODE, "recv"),
 ];
 
 impl UringDisk {

@@ -110,6 +110,12 @@ impl Ring {
         unsafe { self.kernel.submission().push(entry) }.is_ok()
     }
 
+    /// How many entries the queue still takes.
+    pub(super) fn room(&mut self) -> usize {
+        let queue = self.kernel.submission();
+        queue.capacity() - queue.len()
+    }
+
     /// Whether the kernel has not taken all that was staged.
     pub(super) fn has_staged(&mut self) -> bool {
         !self.kernel.submission().is_empty()

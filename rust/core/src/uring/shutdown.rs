@@ -22,6 +22,7 @@ impl UringBackend {
         if self.origin.is_forked_child() {
             // The maps are not there; unmapping them would hit something else.
             std::mem::forget(self.ring.take());
+            self.pool.shutdown(budget);
             return self.worker.shutdown(budget);
         }
         if !first {
@@ -38,14 +39,17 @@ impl UringBackend {
         {
             self.fail(cause);
         }
-        let mut leftovers = self.worker.shutdown(left());
-        if leftovers.requests == 0 {
-            self.worker.hold(None);
+        let mut leftovers = Leftovers::default();
+        for workers in [&mut self.worker, &mut self.pool] {
+            let left_behind = workers.shutdown(left());
+            if left_behind.requests == 0 {
+                workers.hold(None);
+            }
+            workers.collect_rest(&mut self.ready);
+            leftovers.add(left_behind);
         }
-        self.worker.collect_rest(&mut self.ready);
         let leaked = self.leak();
-        leftovers.requests += leaked.requests;
-        leftovers.bytes += leaked.bytes;
+        leftovers.add(leaked);
         self.close_ring(leaked.requests > 0);
         self.in_flight = self.ready.len();
         leftovers
@@ -57,8 +61,9 @@ impl UringBackend {
 
     /// Answers flights that wait for another submission: the kernel has let go of them.
     fn answer_unknown_to_kernel(&mut self) {
+        self.again.extend(self.later.drain(..).map(|(_, key)| key));
         while let Some(key) = self.again.pop_front() {
-            if let Some(flight) = self.table.remove(key) {
+            if let Some(flight) = self.let_off(key) {
                 self.ready.push(flight.finish(Err(Error::new(
                     ErrorKind::Abandoned,
                     "the backend was shut down before this was finished",
@@ -95,7 +100,12 @@ impl UringBackend {
         }
     }
 
-    fn stage_cancel(&mut self, key: Key) -> bool {
+    /// Asks the kernel to cancel a flight, unless it is over or was never submitted; false if the
+    /// queue is full.
+    pub(super) fn stage_cancel(&mut self, key: Key) -> bool {
+        if self.table.get(key).is_none() {
+            return true;
+        }
         let entry = opcode::AsyncCancel::new(key.0).build();
         let entry = entry.user_data(CANCEL | key.0);
         let Some(ring) = self.ring.as_mut() else {

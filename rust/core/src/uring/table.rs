@@ -107,7 +107,7 @@ mod tests {
             class: Class::Foreground,
             op: Op::Sync { file },
         };
-        match Flight::sort(request) {
+        match Flight::sort(request, false) {
             super::super::flight::Way::Ring(flight) => flight,
             _ => panic!("not for the ring"),
         }

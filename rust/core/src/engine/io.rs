@@ -1,0 +1,234 @@
+//! The I/O engine of a program: the backend chosen by a real probe, or forced; the loop started on
+//! the driver that was asked for.
+//!
+//! ```text
+//! uring --refused--> uring-plain --refused--> threads
+//! ```
+//!
+//! Which rung was taken, and why not a higher one, is kept in words: [`IoEngine::backend`].
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use super::{BackendInfo, BackendSetting};
+use crate::{
+    clock::{Clock, SystemClock},
+    error::{Error, ErrorKind, Result},
+    fork::Origin,
+    io::{Backend, Disk, Leftovers},
+    ioloop::{
+        Answered, Handle, IoLoop, Settings, Sink,
+        driver::{self, Turnable},
+    },
+    sync::lock,
+    threads::ThreadsDisk,
+    uring::{Refusal, UringDisk},
+};
+
+/// The environment variable that forces a backend where the settings leave it open.
+pub const BACKEND_VARIABLE: &str = "MILLRACE_BACKEND";
+
+/// How long the engine's drop waits: the program ends, or forgot to close it.
+const DROP_BUDGET: Duration = Duration::from_secs(5);
+
+/// Who turns the loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DriverSetting {
+    /// A thread.
+    #[default]
+    Auto,
+    /// A thread of ours.
+    Thread,
+    /// Whoever calls [`Turnable::try_turn`]: the program's event loop.
+    Loop,
+}
+
+/// How an engine is opened.
+#[derive(Debug, Clone, Default)]
+pub struct IoSettings {
+    /// Numbers of the loop.
+    pub numbers: Settings,
+    /// Which backend; [`BACKEND_VARIABLE`] decides where this is `Auto`.
+    pub backend: BackendSetting,
+    /// Who turns the loop.
+    pub driver: DriverSetting,
+    /// Where the probe writes a page and reads it back; nowhere if `None`.
+    pub dir: Option<PathBuf>,
+}
+
+/// An open engine. Dropping it closes it and waits a few seconds for what is in flight.
+pub struct IoEngine {
+    handle: Handle,
+    backend: BackendInfo,
+    driver: Driver,
+    origin: Origin,
+}
+
+enum Driver {
+    Thread(Mutex<Option<JoinHandle<()>>>),
+    Guest(Turnable),
+}
+
+/// Opens an engine on this machine.
+pub fn open(settings: &IoSettings) -> Result<IoEngine> {
+    let numbers = settings.numbers.checked()?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let wanted = wanted(
+        settings.backend,
+        std::env::var(BACKEND_VARIABLE).ok().as_deref(),
+    )?;
+    let guest = settings.driver == DriverSetting::Loop;
+    let dir = settings.dir.as_deref();
+    let (backend, info) = choose(&clock, wanted, guest, numbers.size, dir)?;
+    let (made, handle) = IoLoop::new(backend, clock, numbers)?;
+    let driver = if guest {
+        Driver::Guest(Turnable::new(made))
+    } else {
+        Driver::Thread(Mutex::new(Some(driver::spawn(made)?)))
+    };
+    Ok(IoEngine {
+        handle,
+        backend: info,
+        driver,
+        origin: Origin::here()?,
+    })
+}
+
+/// What the settings say, or the environment where they leave it open.
+fn wanted(setting: BackendSetting, variable: Option<&str>) -> Result<BackendSetting> {
+    match (setting, variable) {
+        (BackendSetting::Auto, Some(name)) => match name {
+            "" | "auto" => Ok(BackendSetting::Auto),
+            "uring" => Ok(BackendSetting::Uring),
+            "uring-plain" => Ok(BackendSetting::UringPlain),
+            "threads" => Ok(BackendSetting::Threads),
+            other => Err(Error::invalid(format!(
+                "{BACKEND_VARIABLE} must be auto, uring, uring-plain or threads"
+            ))
+            .with_text("value", other)),
+        },
+        (setting, _) => Ok(setting),
+    }
+}
+
+/// Climbs down the ladder until something works, or fails where a rung is forced.
+fn choose(
+    clock: &Arc<dyn Clock>,
+    wanted: BackendSetting,
+    guest: bool,
+    size: usize,
+    dir: Option<&Path>,
+) -> Result<(Box<dyn Backend>, BackendInfo)> {
+    let info = |name, refusal: Option<&Refusal>| BackendInfo {
+        name,
+        reason: refusal.map_or_else(String::new, |refusal| refusal.error.to_string()),
+        hint: refusal.map_or("", |refusal| refusal.hint),
+    };
+    let threads = |refusal: Option<&Refusal>| {
+        let disk = ThreadsDisk::new(Arc::clone(clock)).with_capacity(size);
+        Ok((disk.backend()?, info("threads", refusal)))
+    };
+    if wanted == BackendSetting::Threads {
+        return threads(None);
+    }
+    match UringDisk::probe(Arc::clone(clock), dir) {
+        Ok(disk) => {
+            let disk = disk.with_capacity(size);
+            let disk = match (guest, wanted) {
+                (true, _) => disk.for_guests(),
+                (false, BackendSetting::UringPlain) => disk.with_plain_ring(),
+                (false, _) => disk,
+            };
+            let name = disk.variant();
+            if wanted == BackendSetting::Uring && name != "uring" && !guest {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "this kernel offers only the plain ring; ask for uring-plain or auto",
+                ));
+            }
+            Ok((disk.backend()?, info(name, None)))
+        }
+        Err(refusal) if wanted == BackendSetting::Auto => threads(Some(&refusal)),
+        Err(refusal) => Err(super::unavailable(&refusal)),
+    }
+}
+
+/// Hears of the end of a loop.
+#[derive(Default)]
+struct End {
+    left: Mutex<Option<Leftovers>>,
+    came: Condvar,
+}
+
+impl Sink for End {
+    fn answer(&self, _answered: Answered) {}
+
+    fn closed(&self, _tag: u64, left: Leftovers) {
+        *lock(&self.left) = Some(left);
+        self.came.notify_all();
+    }
+}
+
+impl IoEngine {
+    /// The way to the loop; clones are cheap and may go to any thread.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Which backend is used, and why not a better one.
+    pub fn backend(&self) -> &BackendInfo {
+        &self.backend
+    }
+
+    /// The loop, if it is turned by whoever has the time.
+    pub fn turnable(&self) -> Option<&Turnable> {
+        match &self.driver {
+            Driver::Guest(turnable) => Some(turnable),
+            Driver::Thread(_) => None,
+        }
+    }
+
+    /// Closes and waits for the end, for `budget` or as long as the settings say. What the kernel
+    /// did not answer is left behind. For plain threads; an event loop uses
+    /// [`Handle::close`] with a listener.
+    pub fn close(&self, budget: Option<Duration>) -> Result<Leftovers> {
+        self.origin.check()?;
+        let end = Arc::new(End::default());
+        let listener: Arc<dyn Sink> = end.clone();
+        self.handle.close(budget, Some((listener, 0)));
+        match &self.driver {
+            Driver::Guest(turnable) => turnable.turn_while(|| lock(&end.left).is_none()),
+            Driver::Thread(thread) => {
+                let mut left = lock(&end.left);
+                while left.is_none() {
+                    let wait = end.came.wait(left);
+                    left = wait.unwrap_or_else(std::sync::PoisonError::into_inner);
+                }
+                drop(left);
+                if let Some(thread) = lock(thread).take() {
+                    // It has left its last statement of ours.
+                    let _ = thread.join();
+                }
+            }
+        }
+        Ok(lock(&end.left).unwrap_or_default())
+    }
+}
+
+impl Drop for IoEngine {
+    fn drop(&mut self) {
+        if self.origin.is_forked_child() {
+            if let Driver::Thread(thread) = &mut self.driver {
+                // The thread is in the parent.
+                std::mem::forget(std::mem::take(thread));
+            }
+            return;
+        }
+        // Nothing is left to do with an error.
+        let _ = self.close(Some(DROP_BUDGET));
+    }
+}

@@ -1,0 +1,372 @@
+//! Sockets without a thread for each: requests wait in line beside their socket, and the thread
+//! that turns does what can be done at once when the kernel says that a socket is ready.
+//!
+//! # Always true
+//!
+//! 1. A socket is in the watched set exactly while a request waits for it, under a descriptor that
+//!    its line keeps open.
+//! 2. Requests of one direction on one socket are served in the order they came.
+//! 3. No call here waits. A turn serves a bounded number of ready sockets; the set stays readable
+//!    for the rest.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+};
+
+use crate::{
+    error::{Error, Result},
+    io::{
+        Answer, Buffer, Cancelled, File, Finished, Op, Request, Token,
+        execute::{fd, no_progress},
+        program::{cancelled, peer_ended},
+        sys::{self, Errno},
+        total,
+        vectors::Vectors,
+    },
+};
+
+/// Ready sockets served by one turn.
+const READY_MAX: usize = 64;
+
+/// Calls made for one direction of a socket before the next socket has its turn.
+const CALLS_MAX: usize = 64;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Sockets {
+    set: Option<OwnedFd>,
+    lines: HashMap<RawFd, Line>,
+    /// On which socket a request waits.
+    places: HashMap<Token, RawFd>,
+}
+
+struct Line {
+    file: File,
+    receives: VecDeque<Receive>,
+    sends: VecDeque<Send>,
+    /// What the set watches for now.
+    watched: u32,
+}
+
+struct Receive {
+    token: Token,
+    buffer: Buffer,
+    got: usize,
+    exact: bool,
+}
+
+struct Send {
+    token: Token,
+    buffers: Vec<Buffer>,
+    vectors: Vectors,
+    sent: usize,
+}
+
+impl Receive {
+    /// Receives once; what it came to, or `None` if there is nothing to receive.
+    fn advance(&mut self, fd: RawFd) -> Option<Result<bool>> {
+        match sys::recv_now(fd, &mut self.buffer[self.got..]) {
+            Ok(0) => Some(Err(peer_ended(self.got, self.buffer.len()))),
+            Ok(count) => {
+                self.got += count;
+                Some(Ok(!self.exact || self.got == self.buffer.len()))
+            }
+            Err(errno) => refused(errno, "recv", self.got),
+        }
+    }
+
+    fn finish(self, result: Result<Answer>) -> Finished {
+        Finished {
+            token: self.token,
+            buffer: Some(self.buffer),
+            result,
+        }
+    }
+}
+
+impl Send {
+    fn advance(&mut self, fd: RawFd) -> Option<Result<bool>> {
+        self.vectors.show(&self.buffers, self.sent);
+        let all = total(&self.buffers) as usize;
+        match sys::send_now(fd, &mut self.vectors) {
+            Ok(0) => Some(Err(no_progress(self.sent, all))),
+            Ok(count) => {
+                self.sent += count;
+                Some(Ok(self.sent == all))
+            }
+            Err(errno) => refused(errno, "send", self.sent),
+        }
+    }
+
+    fn finish(self, result: Result<Answer>) -> Finished {
+        Finished {
+            token: self.token,
+            buffer: None,
+            result,
+        }
+    }
+}
+
+/// A refusal for now is none; an interruption is tried again; everything else is the answer.
+fn refused(Errno(errno): Errno, operation: &'static str, done: usize) -> Option<Result<bool>> {
+    match errno {
+        libc::EAGAIN => None,
+        libc::EINTR => Some(Ok(false)),
+        _ => Some(Err(
+            Error::from_errno(errno, operation).with("done", done as i128)
+        )),
+    }
+}
+
+impl Sockets {
+    /// Readable while a socket that is waited for is ready; `None` while none is waited for.
+    pub(super) fn readable(&self) -> Option<RawFd> {
+        let waited_for = !self.lines.is_empty();
+        let set = self.set.as_ref().filter(|_| waited_for);
+        set.map(AsRawFd::as_raw_fd)
+    }
+
+    /// Puts a request in line. What can be done at once is, by the next [`serve`](Self::serve).
+    pub(super) fn submit(&mut self, request: Request, out: &mut Vec<Finished>) {
+        let (token, op) = (request.token, request.op);
+        let mut answer = |buffer, result| {
+            out.push(Finished {
+                token,
+                buffer,
+                result,
+            });
+        };
+        match op {
+            Op::Recv { buffer, .. } if buffer.is_empty() => {
+                answer(Some(buffer), Ok(Answer::Count(0)));
+            }
+            Op::Send { buffers, .. } if total(&buffers) == 0 => {
+                answer(None, Ok(Answer::Count(0)));
+            }
+            Op::Recv {
+                socket,
+                buffer,
+                exact,
+            } => match self.line(&socket) {
+                Ok((number, line)) => {
+                    line.receives.push_back(Receive {
+                        token,
+                        buffer,
+                        got: 0,
+                        exact,
+                    });
+                    self.wait_for(token, number);
+                }
+                Err(error) => answer(Some(buffer), Err(error)),
+            },
+            Op::Send { socket, buffers } => match self.line(&socket) {
+                Ok((number, line)) => {
+                    line.sends.push_back(Send {
+                        token,
+                        buffers,
+                        vectors: Vectors::new(),
+                        sent: 0,
+                    });
+                    self.wait_for(token, number);
+                }
+                Err(error) => answer(None, Err(error)),
+            },
+            other => answer(
+                other.into_buffer(),
+                Err(Error::invalid("the operation is not about a socket")),
+            ),
+        }
+    }
+
+    fn line(&mut self, socket: &File) -> Result<(RawFd, &mut Line)> {
+        let number = fd(socket)?;
+        if self.set.is_none() {
+            let set = sys::watch_set().map_err(|errno| Error::from_errno(errno.0, "epoll"))?;
+            self.set = Some(set);
+        }
+        let line = self.lines.entry(number).or_insert_with(|| Line {
+            file: socket.clone(),
+            receives: VecDeque::new(),
+            sends: VecDeque::new(),
+            watched: 0,
+        });
+        Ok((number, line))
+    }
+
+    fn wait_for(&mut self, token: Token, number: RawFd) {
+        self.places.insert(token, number);
+    }
+
+    /// Does what can be done at once.
+    pub(super) fn serve(&mut self, out: &mut Vec<Finished>) {
+        let Some(set) = self.readable() else {
+            return;
+        };
+        self.watch_all(set, out);
+        let mut ready = [libc::epoll_event { events: 0, u64: 0 }; READY_MAX];
+        let found = sys::ready(set, &mut ready).unwrap_or(0);
+        for event in &ready[..found] {
+            let (number, events) = (event.u64 as RawFd, event.events);
+            self.serve_one(number, events, out);
+            self.watch_one(set, number, out);
+        }
+    }
+
+    /// Brings the set up to date with the lines that are new or changed.
+    fn watch_all(&mut self, set: RawFd, out: &mut Vec<Finished>) {
+        let stale =
+            |(number, line): (&RawFd, &Line)| (line.watched != line.wanted()).then_some(*number);
+        let changed: Vec<RawFd> = self.lines.iter().filter_map(stale).collect();
+        for number in changed {
+            self.watch_one(set, number, out);
+        }
+    }
+
+    /// A line that cannot be watched is answered with the reason.
+    fn watch_one(&mut self, set: RawFd, number: RawFd, out: &mut Vec<Finished>) {
+        let Some(line) = self.lines.get_mut(&number) else {
+            return;
+        };
+        let wanted = line.wanted();
+        if wanted == line.watched {
+            return;
+        }
+        let how = match (line.watched, wanted) {
+            (0, _) => libc::EPOLL_CTL_ADD,
+            (_, 0) => libc::EPOLL_CTL_DEL,
+            _ => libc::EPOLL_CTL_MOD,
+        };
+        let answer = sys::watch(set, how, number, wanted);
+        line.watched = wanted;
+        if let Err(errno) = answer
+            && wanted != 0
+        {
+            let told = || Error::from_errno(errno.0, "epoll");
+            line.fail(&told, out);
+            self.forget_answered(out);
+        }
+        if self.lines.get(&number).is_some_and(Line::is_empty) {
+            self.lines.remove(&number);
+        }
+    }
+
+    fn serve_one(&mut self, number: RawFd, events: u32, out: &mut Vec<Finished>) {
+        let Some(line) = self.lines.get_mut(&number) else {
+            return;
+        };
+        let before = out.len();
+        let broken = (libc::EPOLLERR | libc::EPOLLHUP).cast_unsigned();
+        if events & (libc::EPOLLIN.cast_unsigned() | broken) != 0 {
+            line.receive(number, out);
+        }
+        if events & (libc::EPOLLOUT.cast_unsigned() | broken) != 0 {
+            line.send(number, out);
+        }
+        for finished in &out[before..] {
+            self.places.remove(&finished.token);
+        }
+    }
+
+    fn forget_answered(&mut self, out: &[Finished]) {
+        for finished in out {
+            self.places.remove(&finished.token);
+        }
+    }
+
+    /// Takes a request out of its line.
+    pub(super) fn cancel(&mut self, token: Token, out: &mut Vec<Finished>) -> Option<Cancelled> {
+        let number = self.places.remove(&token)?;
+        let line = self.lines.get_mut(&number)?;
+        if let Some(at) = line.receives.iter().position(|one| one.token == token) {
+            let receive = line.receives.remove(at)?;
+            let got = receive.got;
+            out.push(receive.finish(Err(cancelled(got))));
+        } else {
+            let at = line.sends.iter().position(|one| one.token == token)?;
+            let send = line.sends.remove(at)?;
+            let sent = send.sent;
+            out.push(send.finish(Err(cancelled(sent))));
+        }
+        self.tidy(number, out);
+        Some(Cancelled::Taken)
+    }
+
+    fn tidy(&mut self, number: RawFd, out: &mut Vec<Finished>) {
+        if let Some(set) = self.set.as_ref().map(AsRawFd::as_raw_fd) {
+            self.watch_one(set, number, out);
+        }
+        if self.lines.get(&number).is_some_and(Line::is_empty) {
+            self.lines.remove(&number);
+        }
+    }
+
+    /// Answers everything that waits.
+    pub(super) fn shutdown(&mut self, told: &dyn Fn() -> Error, out: &mut Vec<Finished>) {
+        for (_, mut line) in self.lines.drain() {
+            line.fail(told, out);
+        }
+        self.places.clear();
+        self.set = None;
+    }
+}
+
+impl Line {
+    fn wanted(&self) -> u32 {
+        let receives = if self.receives.is_empty() {
+            0
+        } else {
+            libc::EPOLLIN
+        };
+        let sends = if self.sends.is_empty() {
+            0
+        } else {
+            libc::EPOLLOUT
+        };
+        (receives | sends).cast_unsigned()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.receives.is_empty() && self.sends.is_empty()
+    }
+
+    fn receive(&mut self, number: RawFd, out: &mut Vec<Finished>) {
+        debug_assert_eq!(self.file.fd(), Some(number));
+        for _ in 0..CALLS_MAX {
+            let Some(front) = self.receives.front_mut() else {
+                return;
+            };
+            let result = match front.advance(number) {
+                None => return,
+                Some(Ok(false)) => continue,
+                Some(Ok(true)) => Ok(Answer::Count(front.got)),
+                Some(Err(error)) => Err(error),
+            };
+            if let Some(receive) = self.receives.pop_front() {
+                out.push(receive.finish(result));
+            }
+        }
+    }
+
+    fn send(&mut self, number: RawFd, out: &mut Vec<Finished>) {
+        for _ in 0..CALLS_MAX {
+            let Some(front) = self.sends.front_mut() else {
+                return;
+            };
+            let result = match front.advance(number) {
+                None => return,
+                Some(Ok(false)) => continue,
+                Some(Ok(true)) => Ok(Answer::Count(front.sent)),
+                Some(Err(error)) => Err(error),
+            };
+            if let Some(send) = self.sends.pop_front() {
+                out.push(send.finish(result));
+            }
+        }
+    }
+
+    fn fail(&mut self, told: &dyn Fn() -> Error, out: &mut Vec<Finished>) {
+        out.extend(self.receives.drain(..).map(|one| one.finish(Err(told()))));
+        out.extend(self.sends.drain(..).map(|one| one.finish(Err(told()))));
+    }
+}
