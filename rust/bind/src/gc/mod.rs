@@ -89,15 +89,16 @@ impl EpochGC {
 
     /// Call `fn(*args)` once nobody is pinned who was pinned when this was called.
     ///
-    /// It runs in the context of this call: in the event loop that runs now, or, if none does, at
-    /// the next `collect`, `quiesce` or `close`. What it raises is logged and counted.
+    /// It runs in the context of this call: in the event loop that runs now, or, if none does,
+    /// at the next `collect`, `quiesce` or `close`. What it raises is logged and counted.
     /// *cost_bytes* is what it holds until then; it counts towards `max_bytes`.
     ///
     /// Raises:
-    ///     OverloadedError: If there is no room and the overflow policy found no way. Nothing was
-    ///         deferred; `defer_async` waits instead.
+    ///     OverloadedError: If there is no room and the overflow policy found no way. Nothing
+    ///         was deferred; `defer_async` waits instead.
     ///
-    ///     TooLargeError: If *cost_bytes* alone is more than `max_bytes`, and it is not safe now.
+    ///     TooLargeError: If *cost_bytes* alone is more than `max_bytes`, and it is not safe
+    ///         now.
     ///
     ///     ClosedError: If the collector is closed.
     #[pyo3(signature = (fn_, /, *args, cost_bytes = 0))]
@@ -171,8 +172,8 @@ impl EpochGC {
 
     /// Run what is safe within a budget; return how many calls ran.
     ///
-    /// At most *max_items* calls and *max_micros* microseconds. Runs calls that belong to no
-    /// loop, or to the loop of this thread. Those of other loops are handed to them. The call that runs when the time is up is finished.
+    /// At most *max_items* calls and *max_micros* microseconds. Runs calls that belong to no loop, or to the loop of this thread. Those of other loops
+    /// are handed to them. The call that runs when the time is up is finished.
     fn collect(&self, py: Python<'_>, max_items: usize, max_micros: u64) -> PyResult<usize> {
         let calls = self.here(py)?;
         let budget = Budget {

@@ -1,7 +1,8 @@
 //! What loom explores: pins against retirement against collection, room against waiting.
 //!
 //! The canary is a loom cell: reading it in a pin while a handler writes it, or after it without
-//! an edge between, is reported as a race.
+//! an edge between, is reported as a race. The report is a panic, and the collector isolates
+//! panics: so each model ends by asking whether a handler failed.
 
 use std::sync::Arc as StdArc;
 use std::time::Duration;
@@ -27,6 +28,12 @@ fn quiet() -> Collector {
         assist: false,
         ..Settings::default()
     })
+}
+
+/// Loom reports a race inside a handler by a panic, which the collector counts.
+fn no_handler_raced(collector: &Collector) {
+    let seen = collector.statistics(crate::clock::Mono(0));
+    assert_eq!(seen.failed, 0, "{:?}", seen.last_failure);
 }
 
 /// Something that is linked until it is retired, and whose handler writes it.
@@ -89,6 +96,7 @@ fn a_pin_against_retirement_against_advance() {
         reader.join().unwrap();
         collector.close();
         assert_eq!(collector.load().items, 0);
+        no_handler_raced(&collector);
     });
 }
 
@@ -112,6 +120,7 @@ fn a_pin_against_a_retirer_and_a_collector_apart() {
         retirer.join().unwrap();
         collector.collect(Budget::ALL);
         reader.join().unwrap();
+        no_handler_raced(&collector);
     });
 }
 
@@ -131,6 +140,7 @@ fn nested_pins_against_advance() {
         Canary::retire(&canary, &collector);
         collector.collect(Budget::ALL);
         reader.join().unwrap();
+        no_handler_raced(&collector);
     });
 }
 
@@ -152,6 +162,7 @@ fn a_pin_taken_again_against_advance() {
         Canary::retire(&canary, &collector);
         collector.collect(Budget::ALL);
         reader.join().unwrap();
+        no_handler_raced(&collector);
     });
 }
 
@@ -170,6 +181,7 @@ fn a_new_owned_pin_against_advance() {
         Canary::retire(&canary, &collector);
         collector.collect(Budget::ALL);
         reader.join().unwrap();
+        no_handler_raced(&collector);
     });
 }
 
