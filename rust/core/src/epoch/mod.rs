@@ -169,20 +169,27 @@ impl<W: Work> Drop for Permit<'_, W> {
 impl<W: Clean + 'static> Collector<W> {
     /// A collector of work that brings its own handler.
     pub fn new(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self> {
-        Self::make(settings, clock, Some(W::clean))
+        Ok(Self::make(settings.checked()?, clock, Some(W::clean)))
     }
 }
 
 impl<W: Work + 'static> Collector<W> {
     /// A collector whose owner brings the handler to [`collect_by`](Self::collect_by). Nobody
-    /// else runs anything, and dropping it drops what is left.
-    pub fn for_owner(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self> {
+    /// else runs anything, and dropping it drops what is left. Limits beyond what can be counted
+    /// are cut to that.
+    pub fn for_owner(limit: Load, clock: Arc<dyn Clock>) -> Self {
+        let settings = Settings {
+            max_items: limit.items.clamp(1, ITEMS_MAX),
+            max_bytes: limit.bytes.clamp(1, BYTES_MAX),
+            overflow: Overflow::Refuse,
+            assist: false,
+            ..Settings::default()
+        };
         Self::make(settings, clock, None)
     }
 
-    fn make(settings: Settings, clock: Arc<dyn Clock>, runner: Option<Runner<W>>) -> Result<Self> {
-        let settings = settings.checked()?;
-        Ok(Self(Arc::new(Inner {
+    fn make(settings: Settings, clock: Arc<dyn Clock>, runner: Option<Runner<W>>) -> Self {
+        Self(Arc::new(Inner {
             bounds: Bounds::new(Load {
                 items: settings.max_items,
                 bytes: settings.max_bytes,
@@ -200,7 +207,7 @@ impl<W: Work + 'static> Collector<W> {
             observer: OnceLock::new(),
             counters: Counters::default(),
             last_failure: Mutex::new(None),
-        })))
+        }))
     }
 
     fn books(&self) -> Arc<dyn Books> {

@@ -84,6 +84,13 @@ impl<W: Work + 'static> Collector<W> {
         self.0.collect(&mut limbo, Some(&books), budget, &mut run)
     }
 
+    /// Seals what was pushed and looks whether anything is safe. Runs nothing. False also if
+    /// another thread is collecting.
+    pub fn is_ready(&self) -> bool {
+        try_lock(&self.0.limbo)
+            .is_some_and(|mut limbo| limbo.ready() > 0 || self.0.open_bags(&mut limbo))
+    }
+
     /// [`tick`](Collector::tick) with the owner's handler.
     pub fn tick_by(
         &self,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
 use crate::{
-    epoch::{Budget, Charge, Observer, OldestPin, Overflow},
+    epoch::{Budget, Charge, Load, Observer, OldestPin, Overflow},
     error::{Error, ErrorKind},
     sync::Wake,
 };
@@ -297,13 +297,11 @@ fn an_owner_that_brings_the_handler_runs_it_with_what_it_borrows() {
             Kind::Region
         }
     }
-    let settings = Settings {
-        max_items: 4,
-        overflow: Overflow::Inline,
-        ..Settings::default()
+    let limit = Load {
+        items: 4,
+        bytes: usize::MAX,
     };
-    let clock = Arc::new(ManualClock::default());
-    let collector = Collector::for_owner(settings, clock).unwrap();
+    let collector = Collector::for_owner(limit, Arc::new(ManualClock::default()));
     let bell = Arc::new(Bell::default());
     collector.set_wake(Arc::<Bell>::clone(&bell));
     for number in 0..4 {
@@ -312,12 +310,14 @@ fn an_owner_that_brings_the_handler_runs_it_with_what_it_borrows() {
     let refused = collector.try_defer(Number(4), 0).err().unwrap();
     assert_eq!((refused.work.0, refused.reason), (4, Reason::Full));
     assert!(bell.0.load(Ordering::Relaxed) > 0, "the owner was told");
+    assert!(collector.is_ready());
     let mut borrowed = Vec::new();
     collector.collect_by(Budget::ALL, |work, _| {
         borrowed.push(work.0);
         Ok(())
     });
     assert_eq!(borrowed, [0, 1, 2, 3]);
+    assert!(!collector.is_ready());
 }
 
 #[test]
