@@ -1,6 +1,7 @@
 """What the extension module offers. Import `millrace` instead."""
 
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from pathlib import Path
 from types import GenericAlias, TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, TypeVarTuple, final
@@ -15,6 +16,7 @@ __all__ = [
     "Entry",
     "EpochGC",
     "EpochPin",
+    "Handle",
     "Log",
     "Operation",
     "Reader",
@@ -22,6 +24,8 @@ __all__ = [
     "Ring",
     "RingTicket",
     "Ticket",
+    "Timeout",
+    "TimeoutWheel",
     "__version__",
     "backend_info",
     "check_settings",
@@ -31,7 +35,7 @@ __all__ = [
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
-_Args = TypeVarTuple("_Args")
+_Ts = TypeVarTuple("_Ts")
 
 __version__: Final[str]
 
@@ -165,7 +169,7 @@ class Log:
         Append several records as one; the result of the await is the range of their LSNs.
 
         They share a group, so after a crash either all of them are there or none. No items
-        give an empty range. Otherwise like `append`.
+        give an empty range, at once, if the log is open. Otherwise like `append`.
 
         Cancelling stops the waiting, not the write. Only a batch that still stands in line is
         taken back and not written.
@@ -203,10 +207,10 @@ class Log:
         Cancelling stops the waiting and nothing else.
         """
 
-    def reached(self, lsn: int) -> Operation[int]:
+    def _reached(self, lsn: int) -> Operation[int]:
         """Wait until *lsn* is durable, also if nobody has appended it yet."""
 
-    def reader(self, start: int, stop: int | None, records_max: int) -> Reader:
+    def _reader(self, start: int, stop: int | None, records_max: int) -> Reader:
         """Return a reader from *start* up to, not including, *stop*."""
 
     def truncate_before(self, lsn: int) -> Operation[int]:
@@ -222,7 +226,7 @@ class Log:
     def cursor(self, name: str) -> tuple[int, bool]:
         """Return position and hold of a cursor; 0 if it was never committed."""
 
-    def commit_cursor(self, name: str, lsn: int, holds_truncation: bool) -> Operation[None]:
+    def _commit_cursor(self, name: str, lsn: int, holds_truncation: bool) -> Operation[None]:
         """Make a cursor's position durable."""
 
     def close(self) -> Operation[None]:
@@ -235,7 +239,7 @@ class Log:
             LogPoisonedError: If the log had failed; the first cause is in `__cause__`.
         """
 
-    def close_within(self, timeout_s: float) -> bool:
+    def _close_within(self, timeout_s: float) -> bool:
         """Close from a plain thread; false if it is still closing after *timeout_s*."""
 
     @property
@@ -255,13 +259,13 @@ class Log:
         """LSN of the last record that survives power loss."""
 
     @property
-    def state(self) -> LogState:
+    def _state(self) -> LogState:
         """`open`, `read_only`, `closed`, or `failed` after a failed write."""
 
-    def recovery_report(self) -> dict[str, Any]:
+    def _recovery_report(self) -> dict[str, Any]:
         """Return the fields of `RecoveryReport`."""
 
-    def statistics_report(self) -> dict[str, Any]:
+    def _statistics_report(self) -> dict[str, Any]:
         """Return the fields of `LogStatistics`."""
 
 @disjoint_base
@@ -336,7 +340,7 @@ class Ring:
         """How many entries fit; the requested capacity rounded up to a power of two."""
 
     def __len__(self) -> int: ...
-    def statistics_report(self) -> dict[str, int]:
+    def _statistics_report(self) -> dict[str, int]:
         """Return the fields of `RingStatistics`."""
 
 @final
@@ -396,9 +400,9 @@ class EpochGC:
 
     def defer(
         self,
-        fn: Callable[[*_Args], object],
+        fn: Callable[[*_Ts], object],
         /,
-        *args: *_Args,
+        *args: *_Ts,
         cost_bytes: int = 0,
     ) -> None:
         """
@@ -434,8 +438,9 @@ class EpochGC:
         """
         Run what is safe within a budget; return how many calls ran.
 
-        At most *max_items* calls and *max_micros* microseconds. Runs calls that belong to no loop, or to the loop of this thread. Those of other loops
-        are handed to them. The call that runs when the time is up is finished.
+        At most *max_items* calls and *max_micros* microseconds. Runs calls that belong to no
+        loop, or to the loop of this thread. Those of other loops are handed to them. The call
+        that runs when the time is up is finished.
         """
 
     def disable(self) -> int:
@@ -490,7 +495,7 @@ class EpochPin:
         """How often it was entered and not yet left."""
 
 def open_log(path: str, settings: LogSettings, read_only: bool) -> Operation[Log]:
-    """Open the log in *path* on a worker thread."""
+    """Open the log in *path* on a thread of its own."""
 
 def verify_log(path: str) -> Operation[dict[str, Any]]:
     """Read every byte of a log; the result has the fields of `VerifyReport`."""
@@ -503,3 +508,102 @@ def backend_info(name: str) -> tuple[str, str, str]:
 
 def check_settings(settings: LogSettings) -> None:
     """Check numbers against each other as an open would."""
+
+@disjoint_base
+class TimeoutWheel:
+    """The wheel behind `millrace.TimeoutWheel`."""
+
+    def __new__(cls, *, tick_s: float = 0.001) -> Self: ...
+    def call_later(
+        self, delay_s: float, callback: Callable[[*_Ts], object], /, *args: *_Ts
+    ) -> Handle:
+        """
+        Call *callback* with *args* once *delay_s* seconds have passed, never earlier.
+
+        It runs on the loop's thread, in the context of this call. If it raises, the loop's
+        exception handler hears of it, and the others run all the same.
+
+        Raises:
+            ClosedError: If the wheel is closed.
+
+            RuntimeError: If no loop runs here, or the wheel belongs to another one.
+        """
+
+    def timeout(self, delay_s: float | None) -> Timeout:
+        """
+        Limit how long a block may take: `async with wheel.timeout(5.0): ...`.
+
+        When *delay_s* seconds have passed, the task inside is cancelled, and the block raises
+        `TimeoutError` in place of that cancellation. `None` sets no limit; `reschedule` can.
+
+        Raises:
+            ClosedError: If the wheel is closed; also inside of the block, when it is closed there.
+        """
+
+    def start_sleep(self, delay_s: float) -> tuple[Future[None], Handle] | tuple[None, None]:
+        """Arm a sleep; return the future to wait for and what takes the sleep back."""
+
+    def close(self) -> None:
+        """
+        Stop the wheel.
+
+        Sleeps fail with `ClosedError`, blocks under a timeout are cancelled and raise it,
+        callbacks are dropped and counted.
+
+        Raises:
+            RuntimeError: If the wheel's loop is running in another thread.
+        """
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the wheel refuses everything."""
+
+    @property
+    def next_deadline(self) -> float | None:
+        """The time of the loop at which something is due next; `None` if nothing waits."""
+
+    @property
+    def tick_s(self) -> float:
+        """How long a tick lasts."""
+
+    def statistics_report(self) -> dict[str, int]:
+        """Return the fields of `WheelStatistics`."""
+
+@final
+class Handle:
+    """A callback that waits; `cancel` takes it back."""
+
+    def cancel(self) -> bool:
+        """
+        Take the callback back; true if it would still have run.
+
+        Its function and arguments are let go at once. Afterwards, and after it has run, this does
+        nothing.
+        """
+
+@final
+class Timeout:
+    """A limit on how long the block under it may take; made by `TimeoutWheel.timeout`."""
+
+    def when(self) -> float | None:
+        """The deadline as a time of the loop; `None` if there is no limit."""
+
+    def expired(self) -> bool:
+        """Whether the time was up while the block was running."""
+
+    def reschedule(self, when: float | None) -> None:
+        """
+        Move the deadline to *when*, a time of the loop; `None` takes the limit away.
+
+        Raises:
+            RuntimeError: Outside of the block, and once the time was up.
+        """
+
+    def __aenter__(self) -> Awaitable[Self]: ...
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        thrown: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> Awaitable[None]: ...

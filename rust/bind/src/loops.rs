@@ -21,6 +21,7 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -61,6 +62,8 @@ pub struct LoopPort {
 #[derive(Default)]
 struct State {
     lines: Vec<Lines>,
+    /// Whose turn it is to be first, counted on for ever.
+    turn: usize,
     jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
     next_job: u64,
     chores: Vec<Arc<dyn Chore>>,
@@ -182,6 +185,21 @@ fn running(py: Python<'_>) -> *mut ffi::PyObject {
     }
 }
 
+/// What tells that the loop running now is running, until it stops; none if nothing does.
+pub fn witness(py: Python<'_>) -> Option<Py<PyAny>> {
+    // SAFETY: null or a borrowed reference to a live object, which is made our own.
+    let witness = unsafe { Bound::from_borrowed_ptr_or_opt(py, running(py)) };
+    witness
+        .filter(|witness| !witness.is_none())
+        .map(Bound::unbind)
+}
+
+/// Whether the loop of a witness is the one running in this thread.
+#[inline]
+pub fn is_witness(py: Python<'_>, witness: &Py<PyAny>) -> bool {
+    std::ptr::eq(running(py), witness.as_ptr())
+}
+
 /// Asks asyncio which loop is running, and finds or makes its port.
 #[cold]
 fn look_up(py: Python<'_>) -> PyResult<Arc<Current>> {
@@ -197,13 +215,8 @@ fn look_up(py: Python<'_>) -> PyResult<Arc<Current>> {
         Some(port) => port,
         None => port_of(py, &event_loop)?,
     };
-    let witness = running(py);
-    // SAFETY: null or a borrowed reference to a live object, which is made our own.
-    let witness = unsafe { Bound::from_borrowed_ptr_or_opt(py, witness) };
     let current = Arc::new(Current {
-        witness: witness
-            .filter(|witness| !witness.is_none())
-            .map(Bound::unbind),
+        witness: witness(py),
         maker: Maker::of(py, &event_loop)?,
         event_loop: event_loop.unbind(),
         port,
@@ -354,19 +367,34 @@ impl LoopPort {
             self.port.wake();
         }
         drop(idle);
-        deliver(py, leaving)?;
+        // What goes wrong with one answer keeps nobody else from theirs.
+        let mut outcome = deliver(py, leaving);
         for (id, job, future) in jobs {
-            if is_done(future.bind(py))? {
-                continue;
-            }
-            match job.answer() {
-                Some(answer) => deliver_answer(py, answer, future.bind(py))?,
-                None => self.wait_on(id, job, future),
-            }
+            let answered = self.answer(py, id, job, future);
+            outcome = outcome.and(answered);
         }
         let chores = std::mem::take(&mut lock(&self.state).chores);
-        let done: Vec<_> = chores.iter().map(|chore| chore.run(py)).collect();
-        done.into_iter().collect()
+        for chore in chores {
+            outcome = outcome.and(chore.run(py));
+        }
+        outcome
+    }
+
+    fn answer(
+        &self,
+        py: Python<'_>,
+        id: u64,
+        job: Arc<dyn Answering>,
+        future: Py<PyAny>,
+    ) -> PyResult<()> {
+        if is_done(future.bind(py))? {
+            return Ok(());
+        }
+        if let Some(answer) = job.answer() {
+            return deliver_answer(py, answer, future.bind(py));
+        }
+        self.wait_on(id, job, future);
+        Ok(())
     }
 
     #[allow(clippy::type_complexity)]
@@ -381,8 +409,16 @@ impl LoopPort {
     ) {
         let mut state = lock(&self.state);
         let (mut ring, mut idle) = (false, Vec::new());
-        for lines in &mut state.lines {
-            let (more, released) = lines.take(DRAIN_BUDGET, leaving);
+        // Each log gets an equal share of what is left of the budget, and what it does not need is
+        // for those behind it; the first in turn changes, so that no log lives on leftovers.
+        let count = state.lines.len();
+        state.turn = state.turn.wrapping_add(1);
+        let first = state.turn % count.max(1);
+        let (before, after) = state.lines.split_at_mut(first);
+        for (place, lines) in after.iter_mut().chain(before).enumerate() {
+            let left = DRAIN_BUDGET.saturating_sub(leaving.len());
+            let share = left.div_ceil(count - place);
+            let (more, released) = lines.take(leaving.len() + share, leaving);
             ring |= more;
             idle.extend(released);
         }
@@ -474,7 +510,10 @@ fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 fn deliver_answer(py: Python<'_>, answer: Answer, future: &Bound<'_, PyAny>) -> PyResult<()> {
-    match answer(py) {
+    // An answer is given, whatever happens while it is made: nobody else would give one.
+    let made = catch_unwind(AssertUnwindSafe(|| answer(py)))
+        .unwrap_or_else(|_| Err(error::panicked("an answer")));
+    match made {
         Ok(value) => future.call_method1(intern!(py, "set_result"), (value,))?,
         Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,
     };

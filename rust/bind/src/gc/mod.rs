@@ -172,8 +172,9 @@ impl EpochGC {
 
     /// Run what is safe within a budget; return how many calls ran.
     ///
-    /// At most *max_items* calls and *max_micros* microseconds. Runs calls that belong to no loop, or to the loop of this thread. Those of other loops
-    /// are handed to them. The call that runs when the time is up is finished.
+    /// At most *max_items* calls and *max_micros* microseconds. Runs calls that belong to no
+    /// loop, or to the loop of this thread. Those of other loops are handed to them. The call
+    /// that runs when the time is up is finished.
     fn collect(&self, py: Python<'_>, max_items: usize, max_micros: u64) -> PyResult<usize> {
         let calls = self.here(py)?;
         let budget = Budget {

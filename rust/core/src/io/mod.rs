@@ -39,6 +39,8 @@ pub(crate) mod execute;
 pub mod faulty;
 mod file;
 #[cfg(any(test, feature = "testing"))]
+mod kind;
+#[cfg(any(test, feature = "testing"))]
 mod memory;
 pub(crate) mod program;
 mod request;
@@ -47,10 +49,12 @@ pub(crate) mod sys;
 pub(crate) mod vectors;
 pub(crate) mod worker;
 
-pub use blocking::Blocking;
+pub use blocking::{Blocking, Wanted};
 pub use buffer::{BLOCK, Buffer};
 pub use execute::{Alignment, Durability, direct_alignment};
 pub use file::{Access, File, Open};
+#[cfg(any(test, feature = "testing"))]
+pub use kind::Kind;
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryDisk;
 pub(crate) use request::total;
