@@ -4,6 +4,7 @@
 //! log, open, check, reader, ring, gc, ticket   what Python calls
 //! operation                      what an asynchronous call returns
 //! loops, lines, jobs, queue      who waits for what, and where
+//! cleanup                        what is let go of, and who cleans it
 //! shared                         what the handles of one log have in common
 //! wheel                          deadlines of an event loop, all on its one timer
 //! record, report, buffer, error  values across the line
@@ -15,6 +16,7 @@
 
 mod buffer;
 mod check;
+mod cleanup;
 mod door;
 mod error;
 mod gc;

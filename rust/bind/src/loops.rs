@@ -23,12 +23,13 @@ use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use millrace_core::{
+    epoch::Kind,
     port::Port,
     sync::{Wake, lock},
     wal::Level,
@@ -43,10 +44,10 @@ use pyo3::{
 };
 
 use crate::{
-    error,
+    cleanup, error,
     jobs::{Answer, Answering},
     lines::{Leaving, Lines, Outcome, Queued, Value, Waiter},
-    shared::Shared,
+    shared::{Herald, Shared},
 };
 
 /// Futures resolved in one callback, so that a drain never holds up the loop for long.
@@ -67,6 +68,8 @@ struct State {
     jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
     next_job: u64,
     chores: Vec<Arc<dyn Chore>>,
+    /// Logs that know this port because appends of this loop stood in line.
+    heralds: Vec<Weak<Herald>>,
 }
 
 /// Something else to do in a drain, once for each time it was asked for.
@@ -306,9 +309,15 @@ impl LoopPort {
     /// Resolves `queued` once it has been admitted and reached its level.
     pub fn wait_admission(&self, log: &Arc<Shared>, number: u64, queued: Queued) {
         log.herald.tell(&self.port);
-        lock(&self.state)
+        let mut state = lock(&self.state);
+        let herald = Arc::downgrade(&log.herald);
+        if !state.heralds.iter().any(|known| known.ptr_eq(&herald)) {
+            state.heralds.push(herald);
+        }
+        state
             .lines_of(log, &self.port)
             .push_queued(log, number, queued);
+        drop(state);
         // It may have been admitted before the herald knew of us.
         self.port.wake();
     }
@@ -437,8 +446,17 @@ impl LoopPort {
     /// The loop is gone; so is everybody who waited on it.
     fn shut(&self) {
         self.closed.store(true, Ordering::Relaxed);
-        let state = std::mem::take(&mut *lock(&self.state));
+        let mut state = std::mem::take(&mut *lock(&self.state));
+        let heralds = std::mem::take(&mut state.heralds);
         drop(state);
+        if !heralds.is_empty() {
+            let port = Arc::clone(&self.port);
+            cleanup::later(Kind::Waker, 0, move || {
+                for herald in heralds.iter().filter_map(Weak::upgrade) {
+                    herald.forget(&port);
+                }
+            });
+        }
     }
 }
 
@@ -573,4 +591,4 @@ impl Drop for Drain {
 
 /// The registry's value: does not keep the port.
 #[pyclass(frozen, module = "millrace._core")]
-struct Entry(std::sync::Weak<LoopPort>);
+struct Entry(Weak<LoopPort>);

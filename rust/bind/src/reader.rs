@@ -4,14 +4,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use millrace_core::{
     Error, ErrorKind, Result,
+    epoch::Kind,
     sync::lock,
-    wal::{LogReader, reader::Batch},
+    wal::{
+        LogReader,
+        reader::{Batch, READ_BYTES},
+    },
 };
 use pyo3::prelude::*;
 
 use crate::{
-    error,
-    jobs::{self, Answer, Pigeonhole},
+    cleanup, error,
+    jobs::{self, Pigeonhole},
     operation::{Operation, Source},
     record,
     shared::Shared,
@@ -103,12 +107,13 @@ impl Drop for Inner {
             std::mem::forget(reader);
             return;
         }
-        drop(reader);
+        // At once, so that a close that follows finds nothing held; the rest takes its time.
+        reader.iter().for_each(LogReader::let_go);
         let log = Arc::clone(&self.log);
-        // Without a worker the next truncation or the close does it.
-        let _swept = jobs::start(move || {
+        cleanup::later(Kind::Channel, READ_BYTES, move || {
+            drop(reader);
+            // What cannot be removed now, the next truncation or the close removes.
             let _later = log.sweep();
-            Box::new(|py: Python<'_>| Ok(py.None())) as Answer
         });
     }
 }

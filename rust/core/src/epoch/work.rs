@@ -81,6 +81,17 @@ impl Task {
             handler: Box::new(handler),
         }
     }
+
+    /// Runs it on this thread, without a collector.
+    pub fn run_now(self) -> Result<()> {
+        let mut slip = Slip {
+            books: None,
+            kind: self.kind,
+            bytes: 0,
+            is_carried: false,
+        };
+        self.clean(&mut slip)
+    }
 }
 
 impl std::fmt::Debug for Task {

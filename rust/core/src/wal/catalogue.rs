@@ -43,7 +43,8 @@ impl Work for Retired {
 /// A reader's place and the pin that goes with it.
 pub(super) struct Hold {
     position: AtomicU64,
-    pin: Mutex<OwnedPin>,
+    /// `None` once the reader has let go.
+    pin: Mutex<Option<OwnedPin>>,
 }
 
 impl Hold {
@@ -51,6 +52,12 @@ impl Hold {
     pub(super) fn moved_to(&self, position: Lsn) {
         // Relaxed: see 2 above.
         self.position.store(position.0, Ordering::Relaxed);
+    }
+
+    /// The reader wants nothing any more.
+    pub(super) fn let_go(&self) {
+        let pin = lock(&self.pin).take();
+        drop(pin);
     }
 }
 
@@ -157,7 +164,11 @@ impl Catalogue {
             if position >= self.mark.load(Ordering::Relaxed)
                 || cfg!(mutant = "hold_renewed_blindly")
             {
-                *lock(&hold.pin) = fresh;
+                // One that has let go stays so.
+                let before = lock(&hold.pin)
+                    .as_mut()
+                    .map(|pin| std::mem::replace(pin, fresh));
+                drop(before);
             }
         }
     }
@@ -187,7 +198,7 @@ impl Catalogue {
     pub(super) fn hold(&self, position: Lsn) -> Arc<Hold> {
         let hold = Arc::new(Hold {
             position: AtomicU64::new(position.0),
-            pin: Mutex::new(self.pin()),
+            pin: Mutex::new(Some(self.pin())),
         });
         lock(&self.readers).push(Arc::downgrade(&hold));
         hold

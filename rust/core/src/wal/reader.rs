@@ -184,6 +184,11 @@ impl Reader {
         }
     }
 
+    /// Holds nothing back any more. What it reads after this may have been removed.
+    pub fn let_go(&self) {
+        self.hold.let_go();
+    }
+
     /// LSN of the next record it gives.
     pub fn position(&self) -> Lsn {
         self.next
