@@ -116,6 +116,9 @@ class Figures:
             ours = self._table.by_round("bulk", self._ours, tasks, "bytes_per_s")
             case = f"batches of 1000 x 1 KiB from {tasks} task(s), bytes/s against {DEVICE}"
             yield from _figure(case, "at least 0.8 x", ratio(ours, device), _at_least(0.8))
+            behind = self._table.by_round("recycled", self._ours, tasks, "bytes_per_s")
+            case = f"the same from {tasks} task(s) while a consumer truncates behind"
+            yield from _figure(case, "at least 0.8 x", ratio(behind, device), _at_least(0.8))
 
     def _lag(self) -> Iterator[Figure]:
         for tasks in (1, 16, 256, 4096):

@@ -41,6 +41,7 @@ pub mod open;
 pub mod reader;
 mod record;
 pub mod recovery;
+pub mod recycle;
 pub mod repair;
 mod salvage;
 pub mod scan;

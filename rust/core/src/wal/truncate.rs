@@ -17,6 +17,7 @@ use super::{
     catalogue::Retired,
     reader::Catalogue,
     recovery::SegmentSummary,
+    recycle::Spares,
     segment::{End, SegmentHeader},
 };
 
@@ -24,6 +25,7 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Segments {
     catalogue: Arc<Catalogue>,
+    spares: Spares,
     /// Everything below was handed to the collector.
     retired: Mutex<Lsn>,
     /// The files of everything below may go: no reader wants them.
@@ -31,9 +33,10 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
-    pub(crate) fn new(catalogue: Catalogue) -> Self {
+    pub(crate) fn new(catalogue: Catalogue, spares: Spares) -> Self {
         let segments = Self {
             catalogue: Arc::new(catalogue),
+            spares,
             retired: Mutex::new(Lsn(0)),
             released: AtomicU64::new(0),
         };
@@ -43,6 +46,10 @@ impl Segments {
 
     pub(crate) fn catalogue(&self) -> &Arc<Catalogue> {
         &self.catalogue
+    }
+
+    pub(crate) fn spares(&self) -> &Spares {
+        &self.spares
     }
 
     /// The active segment ended and `next` follows.
@@ -100,8 +107,8 @@ impl Segments {
         }
     }
 
-    /// Removes the files of dropped segments that no reader wants. One caller at a time. Returns
-    /// how many went.
+    /// Removes the files of dropped segments that no reader wants, or keeps them as spares. One
+    /// caller at a time. Returns how many went.
     pub(crate) fn remove_files(&self, io: &mut Blocking<'_>, dir: &File) -> Result<u64> {
         let (mut gone, mut failure) = (0, None);
         self.seal();
@@ -140,11 +147,7 @@ impl Segments {
 
     fn remove_released(&self, io: &mut Blocking<'_>, dir: &File, gone: &mut u64) -> Result<()> {
         while let Some(oldest) = self.next_to_remove() {
-            match io.unlink(dir, &oldest.name()) {
-                Err(error) if error.errno() != Some(libc::ENOENT) => return Err(error),
-                _ => {}
-            }
-            io.sync_dir(dir)?;
+            self.spares.dispose(io, dir, &oldest)?;
             self.catalogue.remove(oldest.id());
             *gone += 1;
         }

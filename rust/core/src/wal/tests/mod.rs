@@ -5,6 +5,7 @@ mod handback;
 mod lifecycle;
 mod reader;
 mod recovery;
+mod recycle;
 mod repair;
 pub(crate) mod rig;
 mod segment;
