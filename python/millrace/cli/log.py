@@ -122,6 +122,8 @@ def _stream(directory: Path, span: Span, form: Format, out: Output) -> None:
     except KeyboardInterrupt:
         if not span.follow:
             raise
+    except _TruncatedError as error:
+        out.fail(str(error))
 
 
 follow_option = click.option("-f", "--follow", is_flag=True, help="Then wait for more.")

@@ -18,7 +18,8 @@
 //! 2. When the future of a call is cancelled, or the runtime ends, its work is withdrawn.
 //! 3. A call gives exactly one answer as long as the runtime lives, also when the work or the
 //!    making of the answer panics.
-//! 4. After [`end_bridge`] no thread of the runtime attaches any more, and nothing starts.
+//! 4. After [`end_bridge`] nothing starts, and nothing attaches but an answer that was just being
+//!    given when the bound ran out. It waits detached, so that such an answer needs no bound.
 //!
 //! This is the one exception to the rule that only `door.rs` attaches: the bridge does, where it
 //! gives an answer, on threads that hold no lock of ours.
