@@ -12,7 +12,7 @@
 
 use std::{
     collections::HashMap,
-    os::fd::RawFd,
+    os::fd::{BorrowedFd, RawFd},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -263,6 +263,10 @@ impl Backend for FaultyBackend {
 
     fn effort(&self) -> Effort {
         self.inner.effort()
+    }
+
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.inner.notify(bell)
     }
 
     fn watched(&self) -> Vec<RawFd> {

@@ -27,6 +27,7 @@
 //! What the items mean, and who watches the descriptor: that is the language binding's side.
 
 mod doorbell;
+pub mod handshake;
 mod signal;
 mod watch;
 
