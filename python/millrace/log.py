@@ -9,6 +9,7 @@ import os
 import time
 import warnings
 import weakref
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Self
 
 from . import _core
@@ -220,10 +221,15 @@ class Log(_core.Log):
             _warn_unclosed(self)
 
 
-class Opening:
-    """A log being opened: await it, or use it with `async with`."""
+class Opening(Coroutine[Any, Any, Log]):
+    """
+    A log being opened: await it, or use it with `async with`.
 
-    __slots__ = ("_kind", "_log", "_settings", "_started")
+    It is a coroutine as far as asyncio is concerned. So a task made of it that is cancelled before
+    its first step tells it so, and the open ends.
+    """
+
+    __slots__ = ("_finishing", "_kind", "_log", "_settings", "_started")
 
     def __init__(
         self,
@@ -235,9 +241,39 @@ class Opening:
         self._started = started
         self._settings = settings
         self._log: Log | None = None
+        self._finishing: Coroutine[Any, Any, Log] | None = None
 
     def __await__(self) -> Generator[Any, Any, Log]:
         return self._finish().__await__()
+
+    def send(self, value: object, /) -> object:
+        """Advance one step, as a task does; the result is what to wait for."""
+        if self._finishing is None:
+            self._finishing = self._finish()
+        return self._finishing.send(value)
+
+    def throw(
+        self,
+        kind: type[BaseException] | BaseException,
+        value: object = None,
+        traceback: TracebackType | None = None,
+        /,
+    ) -> object:
+        """Stop waiting with an exception, as a cancelled task does."""
+        if self._finishing is None:
+            self._started.close()
+            self._finishing = self._finish()
+        error = value if isinstance(value, BaseException) else kind
+        if isinstance(error, BaseException) and traceback is not None:
+            error = error.with_traceback(traceback)
+        return self._finishing.throw(error)
+
+    def close(self) -> None:
+        """Stop waiting; a log that opens all the same is closed again."""
+        if self._finishing is None:
+            self._started.close()
+        else:
+            self._finishing.close()
 
     async def _finish(self) -> Log:
         log = self._kind(await self._started)
