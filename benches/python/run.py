@@ -38,6 +38,7 @@ CELL_TIMEOUT_S = 180
 APPEND_BYTES = 128
 TASKS = (1, 16, 256, 4096)
 LIMIT = "asyncio limit"
+ON_LOOP = "millrace driver=loop"
 #: A commit each: what they do with many tasks is what they do with one, only later.
 OURS = ("millrace", "millrace direct")
 SLOW = ("SQLite, commit each", "file, fsync each")
@@ -97,7 +98,7 @@ def cells(plan: Plan) -> list[list[Cell]]:
         group.append(Cell("unwritten", "1 MiB write + sync, unwritten extents"))
         groups.append(group)
     groups.append([Cell("scan", name) for name in READERS])
-    groups.append([Cell("idle", name) for name in (LIMIT, "millrace")])
+    groups.append([Cell("idle", name) for name in (LIMIT, "millrace", ON_LOOP)])
     return groups
 
 

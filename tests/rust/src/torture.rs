@@ -188,13 +188,19 @@ fn plan(campaign: Campaign, seed: u64) -> Plan {
     }
 }
 
-/// The workload with this number, in a campaign that recycles after what that takes.
+/// The workload with this number. In a campaign that recycles: up to the truncation, up to the spare
+/// made ready, and then as everywhere, after what it takes to write into it.
 fn workload_of(campaign: Campaign, seed: u64, number: u64) -> Vec<Op> {
-    let mut ops = Vec::new();
-    if campaign.recycles {
-        ops = Op::recycling();
+    let mut ops = Op::recycling();
+    match number {
+        _ if !campaign.recycles => return workload(seed, number),
+        0 => ops.truncate(4),
+        1 => {
+            ops.truncate(5);
+            ops.push(Op::Rest);
+        }
+        _ => ops.extend(workload(seed, number - 2)),
     }
-    ops.extend(workload(seed, number));
     ops
 }
 

@@ -47,10 +47,12 @@ mod salvage;
 pub mod scan;
 pub mod segment;
 pub mod settings;
+mod steward;
 mod survey;
 #[cfg(any(test, feature = "testing"))]
 pub mod trial;
 mod truncate;
+mod turner;
 pub mod verdict;
 pub mod verify;
 

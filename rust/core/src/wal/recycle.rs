@@ -98,9 +98,7 @@ impl Spares {
             Err(error) if error.errno() == Some(libc::ENOENT) => None,
             other => other.map(|()| spare)?,
         };
-        if spare.is_none() || !cfg!(mutant = "spare_before_its_name_is_durable") {
-            io.sync_dir(dir)?;
-        }
+        io.sync_dir(dir)?;
         lock(&self.kept).extend(spare);
         Ok(())
     }

@@ -31,6 +31,7 @@ mod company;
 mod prepare;
 mod rest;
 mod rotate;
+mod step;
 
 use std::{collections::VecDeque, time::Duration};
 

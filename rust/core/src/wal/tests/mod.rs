@@ -11,6 +11,7 @@ pub(crate) mod rig;
 mod segment;
 mod shelf;
 mod trust;
+mod turner;
 mod verdict;
 
 use crate::{
