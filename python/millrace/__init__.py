@@ -1,6 +1,7 @@
 """Millrace: local durability that never blocks an event loop."""
 
 from ._core import Entry as Entry
+from ._core import EpochPin as EpochPin
 from ._core import Handle as Handle
 from ._core import Operation as Operation
 from ._core import Record as Record
@@ -30,10 +31,13 @@ from .errors import VersionMismatch as VersionMismatch
 from .log import Cursor as Cursor
 from .log import Log as Log
 from .parts import Backpressure as Backpressure
+from .parts import EpochGC as EpochGC
 from .parts import Ring as Ring
 from .parts import TimeoutWheel as TimeoutWheel
+from .settings import GcSettings as GcSettings
 from .settings import LogSettings as LogSettings
 from .types import Damage as Damage
+from .types import GcStatistics as GcStatistics
 from .types import LogStatistics as LogStatistics
 from .types import RecoveryReport as RecoveryReport
 from .types import RepairReport as RepairReport

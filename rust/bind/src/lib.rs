@@ -1,9 +1,10 @@
 //! The Python face of the engine: extract, call, convert.
 //!
 //! ```text
-//! log, open, check, reader, ring, ticket   what Python calls
+//! log, open, check, reader, ring, gc, ticket   what Python calls
 //! operation                      what an asynchronous call returns
 //! loops, lines, jobs, queue      who waits for what, and where
+//! cleanup                        what is let go of, and who cleans it
 //! shared                         what the handles of one log have in common
 //! wheel                          deadlines of an event loop, all on its one timer
 //! record, report, buffer, error  values across the line
@@ -15,8 +16,11 @@
 
 mod buffer;
 mod check;
+mod cleanup;
+mod deliver;
 mod door;
 mod error;
+mod gc;
 mod jobs;
 mod lines;
 mod log;
@@ -38,6 +42,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         check::{repair_log, verify_log},
+        gc::{EpochGC, EpochPin},
         log::Log,
         open::{backend_info, check_settings, open_log},
         operation::Operation,

@@ -18,7 +18,7 @@ use pyo3::{
 };
 
 use crate::{
-    buffer, door, error,
+    buffer, deliver, door, error,
     jobs::{self, Answer},
     lines::{Value, last},
     loops,
@@ -111,7 +111,7 @@ impl Log {
             let checked = log.appender.check_open();
             checked.map_err(|failed| error::raise(py, &failed))?;
             let next = log.appender.marks().appended.0 + 1;
-            let empty = loops::range(py, next, next)?.unbind();
+            let empty = deliver::range(py, next, next)?.unbind();
             return Ok(Operation::quiet("append_many", Source::Known(empty)));
         };
         let claimed = log.appender.append_many(payloads, || log.herald.clone());

@@ -21,32 +21,30 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use millrace_core::{
+    epoch::Kind,
     port::Port,
     sync::{Wake, lock},
     wal::Level,
 };
 use pyo3::{
-    PyTraverseError, PyVisit,
-    exceptions::PyRuntimeError,
-    ffi, intern,
+    PyTraverseError, PyVisit, ffi, intern,
     prelude::*,
     sync::PyOnceLock,
-    types::{PyDict, PyList, PyModule, PyTuple},
+    types::{PyDict, PyTuple},
 };
 
 use crate::{
-    error,
-    jobs::{Answer, Answering},
-    lines::{Leaving, Lines, Outcome, Queued, Value, Waiter},
-    shared::Shared,
+    cleanup, deliver, error,
+    jobs::Answering,
+    lines::{Leaving, Lines, Queued, Waiter},
+    shared::{Herald, Shared},
 };
 
 /// Futures resolved in one callback, so that a drain never holds up the loop for long.
@@ -68,6 +66,15 @@ struct State {
     turn: usize,
     jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
     next_job: u64,
+    chores: Vec<Arc<dyn Chore>>,
+    /// Logs that know this port because appends of this loop stood in line.
+    heralds: Vec<Weak<Herald>>,
+}
+
+/// Something else to do in a drain, once for each time it was asked for.
+pub trait Chore: Send + Sync {
+    /// Does it, on the loop's thread.
+    fn run(&self, py: Python<'_>) -> PyResult<()>;
 }
 
 /// Tells a port which of its jobs to look at.
@@ -135,20 +142,24 @@ pub fn urge(py: Python<'_>, log: &Arc<Shared>) -> PyResult<()> {
     if !log.appender.is_turned_by_callers() {
         return Ok(());
     }
-    match cached(py) {
-        Some(current) => current.port.urge(log),
-        None if is_any_running(py)? => look_up(py)?.port.urge(log),
+    match port_here(py)? {
+        Some(port) => port.urge(log),
         None => log.appender.turn(),
     }
     Ok(())
 }
 
-/// Whether a loop is running on this thread.
-#[cold]
-fn is_any_running(py: Python<'_>) -> PyResult<bool> {
+/// The port of the loop that is running in this thread, if one is.
+pub fn port_here(py: Python<'_>) -> PyResult<Option<Arc<LoopPort>>> {
     static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if let Some(current) = cached(py) {
+        return Ok(Some(Arc::clone(&current.port)));
+    }
     let running = ASK.import(py, "asyncio", "_get_running_loop")?.call0()?;
-    Ok(!running.is_none())
+    if running.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Arc::clone(&look_up(py)?.port)))
 }
 
 /// The cached loop, if it is certain that it is the one running now.
@@ -338,9 +349,15 @@ impl LoopPort {
     /// Resolves `queued` once it has been admitted and reached its level.
     pub fn wait_admission(&self, log: &Arc<Shared>, number: u64, queued: Queued) {
         log.herald.tell(&self.port);
-        lock(&self.state)
+        let mut state = lock(&self.state);
+        let herald = Arc::downgrade(&log.herald);
+        if !state.heralds.iter().any(|known| known.ptr_eq(&herald)) {
+            state.heralds.push(herald);
+        }
+        state
             .lines_of(log, &self.port)
             .push_queued(log, number, queued);
+        drop(state);
         // It may have been admitted before the herald knew of us.
         self.port.wake();
     }
@@ -372,6 +389,17 @@ impl LoopPort {
         }
     }
 
+    /// Has the drain do `chore`; from any thread.
+    pub fn ask(&self, chore: Arc<dyn Chore>) {
+        lock(&self.state).chores.push(chore);
+        self.port.wake();
+    }
+
+    /// Whether its loop still drains it.
+    pub fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed)
+    }
+
     /// The job was woken without an answer: it waits on.
     fn wait_on(&self, id: u64, job: Arc<dyn Answering>, future: Py<PyAny>) {
         let again = Arc::clone(&job);
@@ -390,10 +418,14 @@ impl LoopPort {
         }
         drop(idle);
         // What goes wrong with one answer keeps nobody else from theirs.
-        let mut outcome = deliver(py, leaving);
+        let mut outcome = deliver::leaving(py, leaving);
         for (id, job, future) in jobs {
             let answered = self.answer(py, id, job, future);
             outcome = outcome.and(answered);
+        }
+        let chores = std::mem::take(&mut lock(&self.state).chores);
+        for chore in chores {
+            outcome = outcome.and(chore.run(py));
         }
         outcome
     }
@@ -405,11 +437,11 @@ impl LoopPort {
         job: Arc<dyn Answering>,
         future: Py<PyAny>,
     ) -> PyResult<()> {
-        if is_done(future.bind(py))? {
+        if deliver::is_done(future.bind(py))? {
             return Ok(());
         }
         if let Some(answer) = job.answer() {
-            return deliver_answer(py, answer, future.bind(py));
+            return deliver::answer(py, answer, future.bind(py));
         }
         self.wait_on(id, job, future);
         Ok(())
@@ -455,11 +487,20 @@ impl LoopPort {
     /// The loop is gone; so is everybody who waited on it.
     fn shut(&self) {
         self.closed.store(true, Ordering::Relaxed);
-        let state = std::mem::take(&mut *lock(&self.state));
+        let mut state = std::mem::take(&mut *lock(&self.state));
         for log in state.lines.iter().filter_map(Lines::log) {
             log.appender.forget(self.port.bell());
         }
+        let heralds = std::mem::take(&mut state.heralds);
         drop(state);
+        if !heralds.is_empty() {
+            let port = Arc::clone(&self.port);
+            cleanup::later(Kind::Waker, 0, move || {
+                for herald in heralds.iter().filter_map(Weak::upgrade) {
+                    herald.forget(&port);
+                }
+            });
+        }
     }
 }
 
@@ -475,82 +516,6 @@ impl State {
         });
         &mut self.lines[index]
     }
-}
-
-fn deliver(py: Python<'_>, leaving: Leaving) -> PyResult<()> {
-    if leaving.is_empty() {
-        return Ok(());
-    }
-    let (futures, values) = (PyList::empty(py), PyList::empty(py));
-    let (failed, errors) = (PyList::empty(py), PyList::empty(py));
-    for (future, outcome) in leaving {
-        match outcome {
-            Outcome::Reached {
-                lsn,
-                value,
-                durable,
-            } => {
-                futures.append(future)?;
-                values.append(show(py, lsn, value, durable)?)?;
-            }
-            Outcome::Failed(cause) => {
-                failed.append(future)?;
-                errors.append(error::raise(py, &cause).into_value(py))?;
-            }
-        }
-    }
-    let helper = helper(py)?;
-    if !futures.is_empty() {
-        helper.call_method1(intern!(py, "resolve"), (futures, values))?;
-    }
-    if !failed.is_empty() {
-        helper.call_method1(intern!(py, "fail"), (failed, errors))?;
-    }
-    Ok(())
-}
-
-/// What a waiter gets for reaching `lsn`.
-pub fn show(py: Python<'_>, lsn: u64, value: Value, durable: u64) -> PyResult<Bound<'_, PyAny>> {
-    match value {
-        Value::Lsn => Ok(lsn.into_pyobject(py)?.into_any()),
-        Value::Durable => Ok(durable.into_pyobject(py)?.into_any()),
-        Value::Range(count) => range(py, lsn + 1 - u64::from(count), lsn + 1),
-    }
-}
-
-/// `range(start, stop)`.
-pub fn range(py: Python<'_>, start: u64, stop: u64) -> PyResult<Bound<'_, PyAny>> {
-    static RANGE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    RANGE.import(py, "builtins", "range")?.call1((start, stop))
-}
-
-fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
-    future
-        .call_method0(intern!(future.py(), "done"))?
-        .is_truthy()
-}
-
-fn deliver_answer(py: Python<'_>, answer: Answer, future: &Bound<'_, PyAny>) -> PyResult<()> {
-    // An answer is given, whatever happens while it is made: nobody else would give one.
-    let made = catch_unwind(AssertUnwindSafe(|| answer(py)))
-        .unwrap_or_else(|_| Err(error::panicked("an answer")));
-    match made {
-        Ok(value) => future.call_method1(intern!(py, "set_result"), (value,))?,
-        Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,
-    };
-    Ok(())
-}
-
-fn helper(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
-    static HELPER: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let helper = HELPER.get_or_try_init(py, || {
-        let code = concat!(include_str!("resolve.py"), "\0");
-        let code = std::ffi::CStr::from_bytes_with_nul(code.as_bytes())
-            .map_err(|_| PyRuntimeError::new_err("resolve.py holds a NUL"))?;
-        PyModule::from_code(py, code, c"millrace/resolve.py", c"millrace._resolve")
-            .map(Bound::unbind)
-    })?;
-    Ok(helper.bind(py))
 }
 
 /// The callback the selector owns.
@@ -594,4 +559,4 @@ impl Drop for Drain {
 
 /// The registry's value: does not keep the port.
 #[pyclass(frozen, module = "millrace._core")]
-struct Entry(std::sync::Weak<LoopPort>);
+struct Entry(Weak<LoopPort>);
