@@ -87,12 +87,11 @@ fn handle() -> Result<Handle> {
     if ENDED.load(Ordering::Relaxed) {
         return Err(ended());
     }
-    let bridge = match BRIDGE.get() {
-        Some(bridge) => bridge,
-        None => {
-            let fresh = Bridge::start()?;
-            BRIDGE.get_or_init(|| fresh)
-        }
+    let bridge = if let Some(bridge) = BRIDGE.get() {
+        bridge
+    } else {
+        let fresh = Bridge::start()?;
+        BRIDGE.get_or_init(|| fresh)
     };
     if bridge.origin.is_forked_child() {
         return Err(Error::new(
