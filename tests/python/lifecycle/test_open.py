@@ -70,6 +70,7 @@ async def test_a_cancelled_open_stops_waiting_for_the_lock(directory: Path, how:
                 await asyncio.wait_for(Log.open(directory, settings=settings), 0.05)
         else:
             task = asyncio.ensure_future(Log.open(directory, settings=settings))
+            await asyncio.sleep(0)
             async with asyncio.timeout(20):
                 # A thread names itself a moment after it began.
                 while not _opening_threads():
