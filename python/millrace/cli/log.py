@@ -115,7 +115,7 @@ async def _print_all(directory: Path, span: Span, form: Format, out: Output) -> 
     if not span.follow:
         return
     async with Log.open(directory, read_only=True) as source:
-        async for record in _following(source, max(next_lsn, source.first_lsn)):
+        async for record in _following(source, next_lsn):
             _emit(record, form, out)
             sys.stdout.flush()
 
