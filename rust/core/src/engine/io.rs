@@ -77,7 +77,10 @@ enum Driver {
 pub fn open(settings: &IoSettings) -> Result<IoEngine> {
     let numbers = settings.numbers.checked()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let wanted = wanted(settings.backend, std::env::var(BACKEND_VARIABLE).ok().as_deref())?;
+    let wanted = wanted(
+        settings.backend,
+        std::env::var(BACKEND_VARIABLE).ok().as_deref(),
+    )?;
     let guest = settings.driver == DriverSetting::Loop;
     let dir = settings.dir.as_deref();
     let (backend, info) = choose(&clock, wanted, guest, numbers.size, dir)?;

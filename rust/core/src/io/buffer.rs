@@ -73,7 +73,11 @@ impl Buffer {
         };
         // SAFETY: `start` is valid for `length` bytes, new, and so apart from `bytes`; after the
         // copy all of it is initialised.
-        unsafe { start.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), length) };
+        unsafe {
+            start
+                .as_ptr()
+                .copy_from_nonoverlapping(bytes.as_ptr(), length);
+        };
         Self { start, length }
     }
 
@@ -138,7 +142,11 @@ mod tests {
         let mut bytes: Vec<u8> = (0..=255).collect();
         let copy = Buffer::copy_of(&bytes);
         bytes.fill(0);
-        assert!(copy.iter().enumerate().all(|(at, byte)| at == usize::from(*byte)));
+        assert!(
+            copy.iter()
+                .enumerate()
+                .all(|(at, byte)| at == usize::from(*byte))
+        );
         assert_eq!(copy.as_ptr() as usize % BLOCK, 0);
         assert!(Buffer::copy_of(&[]).is_empty());
     }

@@ -17,7 +17,9 @@ use std::{
     time::Duration,
 };
 
-use super::{Backend, Cancelled, Disk, Effort, File, Finished, Leftovers, Op, Request, Token, Wait, Wake};
+use super::{
+    Backend, Cancelled, Disk, Effort, File, Finished, Leftovers, Op, Request, Token, Wait, Wake,
+};
 use crate::{
     clock::Mono,
     error::{Error, Result},
@@ -57,9 +59,9 @@ impl Kind {
             Op::List { .. } => Self::List,
             Op::Length { .. } | Op::Stat { .. } | Op::StatPath { .. } => Self::Length,
             Op::Read { .. } | Op::Recv { .. } => Self::Read,
-            Op::Write { sync: false, .. }
-            | Op::WriteMany { sync: false, .. }
-            | Op::Send { .. } => Self::Write,
+            Op::Write { sync: false, .. } | Op::WriteMany { sync: false, .. } | Op::Send { .. } => {
+                Self::Write
+            }
             Op::Write { sync: true, .. } | Op::WriteMany { sync: true, .. } => Self::WriteSync,
             Op::Sync { .. } | Op::SyncData { .. } => Self::Sync,
             Op::Allocate { .. } => Self::Allocate,

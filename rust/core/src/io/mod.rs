@@ -53,8 +53,8 @@ pub use execute::{Alignment, Durability, direct_alignment};
 pub use file::{Access, File, Open};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryDisk;
-pub use request::{Answer, Cancelled, Class, Finished, Op, Request, Status, Token};
 pub(crate) use request::total;
+pub use request::{Answer, Cancelled, Class, Finished, Op, Request, Status, Token};
 pub(crate) use sys::wake_on_time;
 
 /// How long [`Backend::poll`] may wait when nothing has finished yet.

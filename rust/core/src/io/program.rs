@@ -33,8 +33,7 @@ pub(super) fn perform(op: &mut Op, durability: Durability) -> Result<Answer> {
             sync,
         } => {
             check_many(*offset, buffers)?;
-            write_many(fd(file)?, buffers, *offset, sync.then_some(durability))
-                .map(Answer::Count)
+            write_many(fd(file)?, buffers, *offset, sync.then_some(durability)).map(Answer::Count)
         }
         Op::Stat { file } => told(sys::stat(fd(file)?), "fstat").map(|stat| status(&stat)),
         Op::StatPath { path } => {
@@ -47,9 +46,7 @@ pub(super) fn perform(op: &mut Op, durability: Durability) -> Result<Answer> {
             let (old, new) = (terminated(from)?, terminated(to)?);
             about(sys::rename(&old, &new), "rename", from).map(done)
         }
-        Op::UnlinkPath { path } => {
-            about(sys::unlink(&terminated(path)?), "unlink", path).map(done)
-        }
+        Op::UnlinkPath { path } => about(sys::unlink(&terminated(path)?), "unlink", path).map(done),
         _ => Err(Error::invalid("the operation is none of a program's")),
     }
 }
@@ -135,12 +132,13 @@ fn write_many(
 }
 
 fn status(stat: &libc::stat) -> Answer {
-    let time = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
+    let time =
+        |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
     Answer::Status(Box::new(Status {
         mode: stat.st_mode,
         inode: stat.st_ino,
         device: stat.st_dev,
-        links: stat.st_nlink as u64,
+        links: stat.st_nlink,
         user: stat.st_uid,
         group: stat.st_gid,
         length: u64::try_from(stat.st_size).unwrap_or(0),

@@ -288,7 +288,7 @@ pub(crate) fn watch_set() -> Sys<OwnedFd> {
 pub(crate) fn watch(set: RawFd, how: c_int, fd: RawFd, events: u32) -> Sys<()> {
     let mut event = libc::epoll_event {
         events,
-        u64: fd as u64,
+        u64: u64::from(fd.cast_unsigned()),
     };
     // SAFETY: `event` lives during the call, which copies it.
     check(unsafe { libc::epoll_ctl(set, how, fd, &raw mut event) }).map(drop)

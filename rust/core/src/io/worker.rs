@@ -276,3 +276,47 @@ pub(crate) fn refused(request: Request) -> Finished {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{Class, Op};
+
+    fn read(token: u64) -> Request {
+        let op = Op::Stat {
+            file: File::from_number(1),
+        };
+        request(token, op)
+    }
+
+    fn sync(token: u64) -> Request {
+        let file = File::from_number(1);
+        request(token, Op::SyncData { file })
+    }
+
+    fn request(token: u64, op: Op) -> Request {
+        Request {
+            token: Token(token),
+            class: Class::Program,
+            op,
+        }
+    }
+
+    #[test]
+    fn bulk_never_occupies_every_thread() {
+        // With four threads the fourth is for those who wait for durability, who go first anyway.
+        let mut state = State::default();
+        state.bulk.extend((0..10).map(read));
+        for _ in 0..3 {
+            let request = state.next(3).unwrap();
+            state.begin(&request);
+        }
+        assert!(state.next(3).is_none());
+        state.urgent.push_back(sync(20));
+        let urgent = state.next(3).unwrap();
+        assert_eq!(urgent.token, Token(20));
+        state.begin(&urgent);
+        state.end(refused(read(0)));
+        assert_eq!(state.next(3).map(|request| request.token), Some(Token(3)));
+    }
+}

@@ -73,16 +73,12 @@ impl Warmth {
         }
         let metrics = &handle.shared().metrics;
         let mut buffer = Buffer::try_zeroed(length).ok()?;
-        match self.fill(file.fd()?, &mut buffer, offset) {
-            Some(count) => {
-                metrics.cached_hits.up();
-                Some((buffer, count))
-            }
-            None => {
-                metrics.cached_misses.up();
-                None
-            }
-        }
+        let Some(count) = self.fill(file.fd()?, &mut buffer, offset) else {
+            metrics.cached_misses.up();
+            return None;
+        };
+        metrics.cached_hits.up();
+        Some((buffer, count))
     }
 
     /// A short count is the end of the file only if the next byte is not there either.
@@ -104,5 +100,29 @@ impl Warmth {
         }
         self.on_hit();
         Some(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cold_file_is_tried_ever_more_rarely_and_a_warm_one_always() {
+        // A thousand reads that miss cost a few tries; one hit brings back the trust.
+        let warmth = Warmth::default();
+        let mut tries = 0;
+        for _ in 0..1000 {
+            if warmth.is_likely() {
+                tries += 1;
+                warmth.on_miss();
+            }
+        }
+        assert!(tries < 20, "{tries} tries");
+        while !warmth.is_likely() {}
+        warmth.on_hit();
+        assert!((0..1000).all(|_| warmth.is_likely()));
+        warmth.on_refused();
+        assert!(!(0..1000).any(|_| warmth.is_likely()));
     }
 }

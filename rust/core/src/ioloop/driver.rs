@@ -54,9 +54,7 @@ impl Turnable {
         match self.inner.try_lock() {
             Ok(mut engine) => Some(engine.turn(Wait::Never)),
             Err(TryLockError::WouldBlock) => None,
-            Err(TryLockError::Poisoned(poisoned)) => {
-                Some(poisoned.into_inner().turn(Wait::Never))
-            }
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner().turn(Wait::Never)),
         }
     }
 

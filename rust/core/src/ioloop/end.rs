@@ -31,9 +31,7 @@ impl IoLoop {
         let mine = mine.map(|budget| self.now().after(budget));
         self.phase = match self.phase {
             Phase::Open => Phase::Draining(mine),
-            Phase::Draining(until) => {
-                Phase::Draining([until, mine].into_iter().flatten().min())
-            }
+            Phase::Draining(until) => Phase::Draining([until, mine].into_iter().flatten().min()),
             Phase::Cancelling(until) => Phase::Cancelling(until),
             Phase::Over => Phase::Over,
         };
@@ -47,7 +45,9 @@ impl IoLoop {
                     self.finish(Some(Duration::ZERO));
                 }
                 Phase::Draining(Some(until)) if self.now() >= until => self.cancel_everything(),
-                Phase::Cancelling(until) if self.now() >= until => self.finish(Some(Duration::ZERO)),
+                Phase::Cancelling(until) if self.now() >= until => {
+                    self.finish(Some(Duration::ZERO));
+                }
                 _ => return,
             }
         }
@@ -110,13 +110,13 @@ impl IoLoop {
         // A panic may have left the backend anywhere: nothing of it is used again, and nothing
         // of it is freed.
         std::mem::forget(self.backend.take());
-        let told = || {
-            Error::new(ErrorKind::Poisoned, "the I/O engine failed").caused_by(cause.clone())
-        };
+        let told =
+            || Error::new(ErrorKind::Poisoned, "the I/O engine failed").caused_by(cause.clone());
+        let requests = self.table.in_flight() as u64;
         for mut row in self.table.drain_all() {
             self.answer(row.id, row.waiter.take(), Err(told()));
         }
-        self.over(Leftovers::default());
+        self.over(Leftovers { requests, bytes: 0 });
         Turned::Over
     }
 }

@@ -104,10 +104,8 @@ impl Settings {
     /// Refuses what makes no sense; rounds `size` up to a power of two.
     pub fn checked(self) -> Result<Self> {
         if self.size == 0 || self.size > SIZE_MAX {
-            return Err(
-                Error::invalid(format!("size must be from 1 to {SIZE_MAX}"))
-                    .with("size", self.size as i128),
-            );
+            return Err(Error::invalid(format!("size must be from 1 to {SIZE_MAX}"))
+                .with("size", self.size as i128));
         }
         if self.tick.is_zero() {
             return Err(Error::invalid("the timeout tick must be more than zero"));

@@ -242,7 +242,9 @@ impl Table {
         };
         let changes = row.traits.changes && !cfg!(mutant = "ioloop_forget_drops_writes");
         match (&mut row.state, changes) {
-            (State::Waiting(_), false) => self.free(key).map_or(Forgotten::Nothing, Forgotten::Left),
+            (State::Waiting(_), false) => {
+                self.free(key).map_or(Forgotten::Nothing, Forgotten::Left)
+            }
             (_, true) => {
                 row.waiter = None;
                 Forgotten::GoesOn
@@ -262,19 +264,27 @@ impl Table {
     }
 
     /// Those of a lane that never began, freed.
-    pub(super) fn drain_waiting(&mut self) -> Vec<Box<Row>> {
+    pub(super) fn drain_waiting(&mut self) -> Vec<Row> {
         let waits = |table: &mut Self, key: &Token| {
-            table.get(*key).is_some_and(|row| row.in_flight_since().is_none())
+            table
+                .get(*key)
+                .is_some_and(|row| row.in_flight_since().is_none())
         };
         let mut keys = self.tokens();
         keys.retain(|key| waits(self, key));
-        keys.into_iter().filter_map(|key| self.free(key)).collect()
+        keys.into_iter()
+            .filter_map(|key| self.free(key))
+            .map(|row| *row)
+            .collect()
     }
 
     /// All of them, freed.
-    pub(super) fn drain_all(&mut self) -> Vec<Box<Row>> {
+    pub(super) fn drain_all(&mut self) -> Vec<Row> {
         let keys = self.tokens();
-        keys.into_iter().filter_map(|key| self.free(key)).collect()
+        keys.into_iter()
+            .filter_map(|key| self.free(key))
+            .map(|row| *row)
+            .collect()
     }
 
     /// The oldest request in flight that waits for storage and was not yet told of as slow.

@@ -1,7 +1,7 @@
 //! One turn: take what came in, let deadlines pass, admit, let the backend work, hand out answers.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -23,6 +23,9 @@ use crate::{
     sync::lock,
     wheel::{Expired, TimeoutWheel},
 };
+
+/// Finished operations that a list of them may carry along before it is swept.
+const KEPT_MIN: usize = 64;
 
 /// What is left to do after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +75,8 @@ pub struct IoLoop {
     /// A timer for slow operations is armed.
     watching: bool,
     slow_now: u64,
+    /// Storage operations in the order they went into flight; those that are over are skipped.
+    oldest: VecDeque<(Mono, Token)>,
     due: Vec<Due>,
     finished: Vec<Finished>,
 }
@@ -104,6 +109,7 @@ impl IoLoop {
             bulk_in_flight: 0,
             watching: false,
             slow_now: 0,
+            oldest: VecDeque::new(),
             due: Vec::new(),
             finished: Vec::new(),
         };
@@ -129,7 +135,9 @@ impl IoLoop {
 
     /// See [`Backend::watched`].
     pub(super) fn watched(&self) -> Vec<std::os::fd::RawFd> {
-        self.backend.as_ref().map_or_else(Vec::new, |one| one.watched())
+        self.backend
+            .as_ref()
+            .map_or_else(Vec::new, |one| one.watched())
     }
 
     pub(super) fn now(&self) -> Mono {
@@ -343,6 +351,7 @@ impl IoLoop {
             let waited = now.since(row.asked_at);
             self.shared.metrics.on_admitted(row.traits.kind, waited);
             if row.traits.kind.is_storage() {
+                self.oldest.push_back((now, key));
                 self.watch_for_slow(now);
             }
         }
@@ -368,8 +377,8 @@ impl IoLoop {
 
     /// A backend may be smaller than the table.
     fn is_backend_full(&self) -> bool {
-        let room = |backend: &Box<dyn Backend>| backend.in_flight() < backend.capacity();
-        !self.backend.as_ref().is_some_and(room)
+        let room = |backend: &dyn Backend| backend.in_flight() < backend.capacity();
+        !self.backend.as_deref().is_some_and(room)
     }
 
     /// A wait ends at the next deadline, and at the end of a phase.
@@ -415,7 +424,9 @@ impl IoLoop {
         if let Some(timer) = row.timer.take() {
             self.wheel.cancel(timer);
         }
-        let took = row.in_flight_since().map_or(Duration::ZERO, |since| now.since(since));
+        let took = row
+            .in_flight_since()
+            .map_or(Duration::ZERO, |since| now.since(since));
         self.shared.metrics.on_answered(row.traits.kind, took);
         if row.is_slow() {
             self.slow_now -= 1;
@@ -482,7 +493,9 @@ impl IoLoop {
             let Some(row) = self.table.get(key) else {
                 continue;
             };
-            let since = row.in_flight_since().filter(|_| row.traits.kind.is_storage());
+            let since = row
+                .in_flight_since()
+                .filter(|_| row.traits.kind.is_storage());
             let slow = since.is_some_and(|since| now.since(since) >= self.settings.slow_after);
             if slow && row.mark_slow() {
                 self.slow_now += 1;
@@ -514,15 +527,31 @@ impl IoLoop {
         });
     }
 
+    /// Since when the oldest storage operation has been in flight.
+    fn oldest(&mut self) -> Option<Mono> {
+        let table = &mut self.table;
+        while let Some((_, key)) = self.oldest.front()
+            && table.get(*key).is_none()
+        {
+            self.oldest.pop_front();
+        }
+        // Behind one that hangs, others come and go.
+        if self.oldest.len() > 2 * table.in_flight() + KEPT_MIN {
+            self.oldest.retain(|(_, key)| table.get(*key).is_some());
+        }
+        self.oldest.front().map(|(since, _)| *since)
+    }
+
     /// Lets others see how things stand.
-    pub(super) fn tell(&self) {
+    pub(super) fn tell(&mut self) {
+        let oldest = self.oldest();
         let effort = self.backend.as_ref().map(|backend| backend.effort());
         let mut told = lock(&self.shared.metrics.now);
         *told = Now {
             waiting: self.table.waiting() as u64,
             in_flight: self.table.in_flight() as u64,
             slow: self.slow_now,
-            oldest: None,
+            oldest,
             backend: effort.unwrap_or(told.backend),
         };
     }

@@ -75,6 +75,11 @@ pub struct Distribution {
 impl Distribution {
     /// The duration that `share` (0 to 1) of all do not exceed, at most an eighth too large; zero
     /// if nothing was counted.
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "a share of a count, neither negative nor so large that a rank more or less matters"
+    )]
     pub fn quantile_ns(&self, share: f64) -> u64 {
         let wanted = (self.count as f64 * share.clamp(0.0, 1.0)).ceil().max(1.0) as u64;
         let mut seen = 0;
@@ -139,9 +144,17 @@ mod tests {
         }
         let seen = histogram.snapshot();
         assert_eq!((seen.count, seen.max_ns), (1000, 1_000_000));
-        for (share, exact) in [(0.0, 1000), (0.5, 500_000), (0.99, 990_000), (1.0, 1_000_000)] {
+        for (share, exact) in [
+            (0.0, 1000),
+            (0.5, 500_000),
+            (0.99, 990_000),
+            (1.0, 1_000_000),
+        ] {
             let told = seen.quantile_ns(share);
-            assert!(told >= exact && told <= exact + exact / 8, "{share}: {told}");
+            assert!(
+                told >= exact && told <= exact + exact / 8,
+                "{share}: {told}"
+            );
         }
         assert_eq!(seen.sum_ns, 500_500_000);
     }

@@ -55,6 +55,8 @@ impl World {
         Effect::Refused(Error::invalid("not a name for a file"))
     }
 
+    /// What an operation will do. Paths and sockets belong to programs; this machine runs none.
+    #[allow(clippy::too_many_lines, reason = "one arm for each operation")]
     pub(super) fn plan(&self, op: Op) -> (Effect, Option<Buffer>, Option<File>) {
         let (effect, file) = match op {
             Op::OpenDir { path, create } => (Effect::OpenDir { path, create }, None),
@@ -87,7 +89,7 @@ impl World {
                 self.file(&file, |ino, _, _| Effect::Length { ino }),
                 Some(file),
             ),
-            Op::Sync { file } => (
+            Op::Sync { file } | Op::SyncData { file } => (
                 self.file(&file, |ino, _, _| Effect::Sync { ino }),
                 Some(file),
             ),
@@ -124,7 +126,6 @@ impl World {
                 let effect = self.plan_write(&file, offset, length, &buffer, sync);
                 return (effect, Some(buffer), Some(file));
             }
-            // Paths and sockets belong to programs; the simulated machine runs none.
             _ => (refused(libc::EOPNOTSUPP), None),
         };
         (effect, None, file)

@@ -215,9 +215,8 @@ impl Sockets {
 
     /// Brings the set up to date with the lines that are new or changed.
     fn watch_all(&mut self, set: RawFd, out: &mut Vec<Finished>) {
-        let stale = |(number, line): (&RawFd, &Line)| {
-            (line.watched != line.wanted()).then_some(*number)
-        };
+        let stale =
+            |(number, line): (&RawFd, &Line)| (line.watched != line.wanted()).then_some(*number);
         let changed: Vec<RawFd> = self.lines.iter().filter_map(stale).collect();
         for number in changed {
             self.watch_one(set, number, out);
@@ -257,11 +256,11 @@ impl Sockets {
             return;
         };
         let before = out.len();
-        let broken = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
-        if events & (libc::EPOLLIN as u32 | broken) != 0 {
+        let broken = (libc::EPOLLERR | libc::EPOLLHUP).cast_unsigned();
+        if events & (libc::EPOLLIN.cast_unsigned() | broken) != 0 {
             line.receive(number, out);
         }
-        if events & (libc::EPOLLOUT as u32 | broken) != 0 {
+        if events & (libc::EPOLLOUT.cast_unsigned() | broken) != 0 {
             line.send(number, out);
         }
         for finished in &out[before..] {
@@ -314,9 +313,17 @@ impl Sockets {
 
 impl Line {
     fn wanted(&self) -> u32 {
-        let receives = if self.receives.is_empty() { 0 } else { libc::EPOLLIN };
-        let sends = if self.sends.is_empty() { 0 } else { libc::EPOLLOUT };
-        (receives | sends) as u32
+        let receives = if self.receives.is_empty() {
+            0
+        } else {
+            libc::EPOLLIN
+        };
+        let sends = if self.sends.is_empty() {
+            0
+        } else {
+            libc::EPOLLOUT
+        };
+        (receives | sends).cast_unsigned()
     }
 
     fn is_empty(&self) -> bool {

@@ -311,7 +311,7 @@ impl Flight {
             Work::Recv { .. } => libc::POLLIN,
             _ => libc::POLLOUT,
         };
-        opcode::PollAdd::new(self.fd(), events as u32).build()
+        opcode::PollAdd::new(self.fd(), u32::from(events.cast_unsigned())).build()
     }
 
     fn transfer_entry(&mut self, dsync: bool) -> squeue::Entry {
@@ -402,9 +402,7 @@ impl Flight {
         self.moved += count;
         self.tries = 0;
         match self.work {
-            Work::Recv { .. } if count == 0 => {
-                Step::Over(Err(peer_ended(self.moved, self.length)))
-            }
+            Work::Recv { .. } if count == 0 => Step::Over(Err(peer_ended(self.moved, self.length))),
             Work::Recv { exact: false } => Step::Over(Ok(self.answer())),
             Work::Read if count == 0 => Step::Over(Ok(self.answer())),
             Work::Write { .. } | Work::Send if count == 0 => {

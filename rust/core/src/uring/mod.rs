@@ -38,13 +38,15 @@ use crate::{
     error::{Error, ErrorKind, Result},
     fork::Origin,
     io::{
-        Backend, Cancelled, Class, Disk, Durability, File, Finished, Leftovers, Request, Token,
-        Wait, Wake, execute,
+        Backend, Cancelled, Class, Durability, File, Finished, Leftovers, Request, Token, Wait,
+        Wake, execute,
         signal::Signal,
-        worker::{Workers, refused, take, withdrawn},
+        worker::{Workers, refused},
     },
 };
 
+mod cancel;
+mod disk;
 mod flight;
 mod probe;
 mod ring;
@@ -53,16 +55,11 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use disk::UringDisk;
 use flight::{Flight, Step, Way};
 pub use probe::{Reason, Refusal};
 use ring::{Patience, Ring, Setup};
 use table::{BELL, CANCEL, Key, Table};
-
-/// How many requests a backend takes before it gives one back, unless told otherwise.
-const CAPACITY: usize = 128;
-
-/// Threads for requests of a program that the ring is not asked to do.
-const THREADS_MAX: usize = 8;
 
 /// Entries of the queue that fresh requests leave free: one for a cancel, one for the bell.
 const KEPT: usize = 2;
@@ -72,106 +69,6 @@ const DROP_BUDGET: Duration = Duration::from_secs(5);
 
 /// How often in a row entering may be refused for want of memory or room, a millisecond apart.
 const ENTER_TRIES_MAX: u32 = 1000;
-
-/// The machine's disk through the kernel's ring.
-#[derive(Debug, Clone)]
-pub struct UringDisk {
-    clock: Arc<dyn Clock>,
-    capacity: usize,
-    setup: Setup,
-    durability: Durability,
-    guest: bool,
-}
-
-impl UringDisk {
-    fn new(clock: Arc<dyn Clock>) -> Self {
-        Self {
-            clock,
-            capacity: CAPACITY,
-            setup: Setup {
-                entries: CAPACITY as u32,
-                plain: false,
-            },
-            durability: Durability::Dsync,
-            guest: false,
-        }
-    }
-
-    /// Leaves out what only newer kernels offer.
-    #[must_use]
-    pub fn with_plain_ring(mut self) -> Self {
-        self.setup.plain = true;
-        self
-    }
-
-    /// How many requests a backend takes before it gives one back; 1 to 32768. A full queue is
-    /// submitted and filled again, so it may be smaller than this.
-    #[must_use]
-    pub fn with_capacity(mut self, capacity: usize) -> Self {
-        self.capacity = capacity.clamp(1, 32_768);
-        self.setup.entries = (self.capacity as u32).next_power_of_two().clamp(8, 4096);
-        self
-    }
-
-    /// For backends turned by threads that may end before the requests they submitted: a ring that
-    /// any thread may enter, and nothing left to workers of the kernel, which end with the thread
-    /// that gave them their work.
-    #[must_use]
-    pub fn for_guests(mut self) -> Self {
-        self.guest = true;
-        self.with_plain_ring()
-    }
-
-    /// How a write with `sync` becomes durable.
-    #[must_use]
-    pub fn with_durability(self, durability: Durability) -> Self {
-        Self { durability, ..self }
-    }
-
-    fn open(&self) -> Result<UringBackend> {
-        let origin = Origin::here()?;
-        let signal = Arc::new(Signal::new()?);
-        Ok(UringBackend {
-            clock: Arc::clone(&self.clock),
-            capacity: self.capacity,
-            setup: self.setup,
-            dsync: self.durability == Durability::Dsync,
-            origin,
-            table: Table::default(),
-            ring: None,
-            bell: Bell::default(),
-            worker: Workers::new(Arc::clone(&signal), origin, Durability::Fdatasync, 1),
-            pool: Workers::new(
-                Arc::clone(&signal),
-                origin,
-                Durability::Fdatasync,
-                THREADS_MAX,
-            ),
-            signal,
-            fresh: VecDeque::new(),
-            background: VecDeque::new(),
-            background_in_ring: false,
-            again: VecDeque::new(),
-            later: Vec::new(),
-            cancels: VecDeque::new(),
-            keys: HashMap::new(),
-            guest: self.guest,
-            calls: VecDeque::new(),
-            ready: Vec::new(),
-            in_flight: 0,
-            refusals: 0,
-            held: None,
-            poison: None,
-            closed: false,
-        })
-    }
-}
-
-impl Disk for UringDisk {
-    fn backend(&self) -> Result<Box<dyn Backend>> {
-        Ok(Box::new(self.open()?))
-    }
-}
 
 /// The ring's watch on the signal's bell.
 #[derive(Debug, Default)]
@@ -381,22 +278,6 @@ impl UringBackend {
         ring.is_none_or(|ring| ring.room() > KEPT)
     }
 
-    /// Flights whose pause is over join those that need another submission.
-    fn wake_retries(&mut self) {
-        if self.later.is_empty() {
-            return;
-        }
-        let now = self.clock.now();
-        let again = &mut self.again;
-        self.later.retain(|(due, key)| {
-            let waits = *due > now;
-            if !waits {
-                again.push_back(*key);
-            }
-            waits
-        });
-    }
-
     fn stage_bell(&mut self) {
         let Some(ring) = self.ring.as_mut() else {
             return;
@@ -510,40 +391,6 @@ impl UringBackend {
             self.keys.remove(&flight.token());
         }
         Some(flight)
-    }
-
-    /// Gives up a request of a program, wherever it is.
-    fn give_up(&mut self, token: Token) -> Cancelled {
-        let waiting = take(&mut self.fresh, token).or_else(|| take(&mut self.calls, token));
-        if let Some(request) = waiting {
-            self.ready.push(withdrawn(request));
-            return Cancelled::Taken;
-        }
-        let Some(key) = self.keys.get(&token).copied() else {
-            return self.pool.cancel(token).unwrap_or(Cancelled::TooLate);
-        };
-        if self.leave_parking(key)
-            && let Some(flight) = self.let_off(key)
-        {
-            self.ready.push(flight.withdraw());
-            return Cancelled::Taken;
-        }
-        if let Some(flight) = self.table.get(key) {
-            flight.give_up();
-            self.cancels.push_back(key);
-        }
-        Cancelled::Asked
-    }
-
-    /// Takes a flight out of those the kernel does not know; false if it is not among them.
-    fn leave_parking(&mut self, key: Key) -> bool {
-        if let Some(at) = self.again.iter().position(|parked| *parked == key) {
-            self.again.remove(at);
-            return true;
-        }
-        let before = self.later.len();
-        self.later.retain(|(_, parked)| *parked != key);
-        self.later.len() < before
     }
 
     /// Waits for an answer, a wake or a nudge. The sleep was announced.

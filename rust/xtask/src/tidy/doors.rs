@@ -20,6 +20,7 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
     ("rust/core/src/fork.rs", "registers and runs the handler of a forked child"),
     ("rust/core/src/io/buffer.rs", "aligned memory that the kernel reads and writes"),
     ("rust/core/src/io/sys.rs", "system calls on files, each wrapped once"),
+    ("rust/core/src/io/vectors.rs", "shows the kernel several buffers of one transfer"),
     ("rust/core/src/port/signal.rs", "an eventfd: created, rung and read"),
     ("rust/core/src/ring/slot.rs", "the cell that a producer fills and the consumer empties"),
     ("rust/core/src/uring/mod.rs", "arms the bell: an entry of the kernel's queue that points at nothing"),

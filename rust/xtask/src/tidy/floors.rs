@@ -36,7 +36,7 @@ fn rust_floor(part: &str) -> Option<u32> {
         "ring" | "wheel" | "epoch" | "port" | "gate" | "metrics" => 10,
         "io" => 15,
         "uring" | "threads" | "sim" => 20,
-        "wal" | "blob" => 30,
+        "wal" | "blob" | "ioloop" => 30,
         "engine" => 40,
         _ => return None,
     })

@@ -116,7 +116,10 @@ fn tuned(clock: Arc<dyn Clock>, size: usize) -> Box<dyn Backend> {
 
 fn plain(clock: Arc<dyn Clock>, size: usize) -> Box<dyn Backend> {
     let disk = UringDisk::probe(clock, None).unwrap();
-    disk.with_capacity(size).with_plain_ring().backend().unwrap()
+    disk.with_capacity(size)
+        .with_plain_ring()
+        .backend()
+        .unwrap()
 }
 
 fn guest(clock: Arc<dyn Clock>, size: usize) -> Box<dyn Backend> {
@@ -125,12 +128,15 @@ fn guest(clock: Arc<dyn Clock>, size: usize) -> Box<dyn Backend> {
 }
 
 fn threads(clock: Arc<dyn Clock>, size: usize) -> Box<dyn Backend> {
-    ThreadsDisk::new(clock).with_capacity(size).backend().unwrap()
+    ThreadsDisk::new(clock)
+        .with_capacity(size)
+        .backend()
+        .unwrap()
 }
 
 const CREATE: i32 = libc::O_RDWR | libc::O_CREAT;
 
-/// Files are opened, written, read, synced, cut, measured, renamed, removed and closed.
+/// What was written is read back; the end of a file has a name unless the caller expects it.
 fn every_file_operation_does_what_it_says(make: Make) {
     let mut rig = Rig::new(make, Settings::default());
     let file = rig.open("a", CREATE);
@@ -143,7 +149,10 @@ fn every_file_operation_does_what_it_says(make: Make) {
     assert_eq!(count(rig.run(write)), BLOCK as u64 + 5);
     for data_only in [true, false] {
         let file = file.clone();
-        assert!(matches!(rig.run(Ask::Sync { file, data_only }), Ok(Reply::Done)));
+        assert!(matches!(
+            rig.run(Ask::Sync { file, data_only }),
+            Ok(Reply::Done)
+        ));
     }
     let read = |offset, length, partial| Ask::Read {
         file: file.clone(),
@@ -160,21 +169,54 @@ fn every_file_operation_does_what_it_says(make: Make) {
     assert_eq!(short.number("wanted"), Some(BLOCK as i128 + 6));
     assert_eq!(bytes(rig.run(read(10, BLOCK + 6, true))).len(), BLOCK + 5);
     assert!(bytes(rig.run(read(1 << 30, 8, true))).is_empty());
-    rig.run(Ask::Truncate { file: file.clone(), length: 100 }).unwrap();
-    rig.run(Ask::Allocate { file: file.clone(), length: 4096 }).unwrap();
+}
+
+/// Names and metadata: cut, reserved, measured, renamed, made durable, closed, removed.
+fn names_and_lengths_follow_their_orders(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let file = rig.open("a", CREATE);
+    rig.run(Ask::Truncate {
+        file: file.clone(),
+        length: 100,
+    })
+    .unwrap();
+    rig.run(Ask::Allocate {
+        file: file.clone(),
+        length: 4096,
+    })
+    .unwrap();
     let Reply::Status(status) = rig.run(Ask::Stat { file: file.clone() }).unwrap() else {
         panic!("no status");
     };
     assert_eq!((status.length, status.mode & 0o777), (4096, 0o600));
-    rig.run(Ask::Rename { from: rig.path("a"), to: rig.path("b") }).unwrap();
-    rig.run(Ask::SyncDirectory { path: rig.place.path().to_owned() }).unwrap();
-    let Reply::Status(there) = rig.run(Ask::StatPath { path: rig.path("b") }).unwrap() else {
+    rig.run(Ask::Rename {
+        from: rig.path("a"),
+        to: rig.path("b"),
+    })
+    .unwrap();
+    rig.run(Ask::SyncDirectory {
+        path: rig.place.path().to_owned(),
+    })
+    .unwrap();
+    let Reply::Status(there) = rig
+        .run(Ask::StatPath {
+            path: rig.path("b"),
+        })
+        .unwrap()
+    else {
         panic!("no status");
     };
     assert_eq!((there.inode, there.length), (status.inode, status.length));
     rig.run(Ask::Close { file }).unwrap();
-    rig.run(Ask::Unlink { path: rig.path("b") }).unwrap();
-    let gone = rig.run(Ask::StatPath { path: rig.path("b") }).unwrap_err();
+    rig.run(Ask::Unlink {
+        path: rig.path("b"),
+    })
+    .unwrap();
+    let gone = rig
+        .run(Ask::StatPath {
+            path: rig.path("b"),
+        })
+        .unwrap_err();
     assert_eq!(gone.errno(), Some(libc::ENOENT));
 }
 
@@ -221,7 +263,11 @@ fn sockets_send_and_receive(make: Make) {
 fn a_receive_ends_at_its_deadline(make: Make) {
     let mut rig = Rig::new(make, Settings::default());
     let (_ours, socket) = pair();
-    let ask = Ask::Recv { socket, length: 1, exact: true };
+    let ask = Ask::Recv {
+        socket,
+        length: 1,
+        exact: true,
+    };
     let (tag, _) = rig.ask(ask, Some(rig.after(20)));
     for _ in 0..3 {
         rig.engine.turn(Wait::Never);
@@ -254,6 +300,7 @@ macro_rules! on_every_backend {
 
 on_every_backend! {
     every_file_operation_does_what_it_says
+    names_and_lengths_follow_their_orders
     sockets_send_and_receive
     a_receive_ends_at_its_deadline
 }
