@@ -3,11 +3,13 @@
 //! The copy is taken while the interpreter is held, so a writable exporter may be changed or
 //! resized as soon as the call has returned.
 
+use millrace_core::io;
 use pyo3::{
     buffer::PyUntypedBuffer,
     exceptions::{PyBufferError, PyTypeError},
+    ffi,
     prelude::*,
-    types::{PyBytes, PyString},
+    types::{PyBytes, PyList, PyString, PyTuple},
 };
 
 /// Most items that room is made for before they are seen.
@@ -39,7 +41,107 @@ pub fn payloads(items: &Bound<'_, PyAny>) -> PyResult<Vec<Box<[u8]>>> {
     Ok(copies)
 }
 
+/// Copies a bytes-like object, or each of a list or tuple of them, into memory of the engine.
+/// Empty ones are left out.
+pub fn pieces(data: &Bound<'_, PyAny>) -> PyResult<Vec<io::Buffer>> {
+    let mut copies = Vec::new();
+    let mut add = |item: &Bound<'_, PyAny>| -> PyResult<()> {
+        with_bytes(item, |bytes| {
+            if !bytes.is_empty() {
+                copies.push(io::Buffer::copy_of(bytes));
+            }
+        })
+    };
+    if data.is_instance_of::<PyList>() || data.is_instance_of::<PyTuple>() {
+        for (index, item) in data.try_iter()?.enumerate() {
+            add(&item?).map_err(|error| located(data.py(), &error, index))?;
+        }
+    } else {
+        add(data)?;
+    }
+    Ok(copies)
+}
+
+/// How many bytes a writable buffer takes.
+pub fn room(into: &Bound<'_, PyAny>) -> PyResult<usize> {
+    writable(into).map(|buffer| buffer.len_bytes())
+}
+
+/// Copies `bytes` to the beginning of a writable buffer, which may have been resized or released
+/// since it was first looked at.
+pub fn copy_out(into: &Bound<'_, PyAny>, bytes: &[u8]) -> PyResult<()> {
+    let buffer = writable(into)?;
+    if buffer.len_bytes() < bytes.len() {
+        return Err(PyBufferError::new_err(format!(
+            "the buffer shrank to {} bytes while {} were read",
+            buffer.len_bytes(),
+            bytes.len()
+        )));
+    }
+    if !bytes.is_empty() {
+        // SAFETY: a writable C-contiguous buffer is `len_bytes` writable bytes from `buf_ptr`,
+        // kept alive by `buffer`; `bytes` is memory of the engine, so they are apart. No Python
+        // code runs in between.
+        unsafe {
+            buffer
+                .buf_ptr()
+                .cast::<u8>()
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+    }
+    Ok(())
+}
+
+fn writable(into: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
+    let Ok(buffer) = PyUntypedBuffer::get(into) else {
+        return Err(refusal(into));
+    };
+    if buffer.readonly() {
+        return Err(PyBufferError::new_err(
+            "the buffer is read-only; read into a bytearray, a writable memoryview or \
+             IoEngine.buffer(n)",
+        ));
+    }
+    if !buffer.is_c_contiguous() {
+        return Err(PyBufferError::new_err(
+            "the buffer is not contiguous; read into a plain bytearray",
+        ));
+    }
+    Ok(buffer)
+}
+
+/// Fills in a view of memory that belongs to `owner`.
+///
+/// # Safety
+///
+/// `view` is a `Py_buffer` to be filled in. The `length` bytes from `start` stay valid and as they
+/// are until the view is released, as long as `owner` lives.
+pub unsafe fn expose(
+    owner: &Bound<'_, PyAny>,
+    view: *mut ffi::Py_buffer,
+    start: *const u8,
+    length: usize,
+    flags: std::ffi::c_int,
+) -> PyResult<()> {
+    let length = ffi::Py_ssize_t::try_from(length)?;
+    let start = start.cast_mut().cast();
+    // SAFETY: as the caller promises. Marked read-only, so nobody writes through the pointer.
+    let filled = unsafe { ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start, length, 1, flags) };
+    if filled == 0 {
+        return Ok(());
+    }
+    Err(PyErr::fetch(owner.py()))
+}
+
 fn from_buffer(data: &Bound<'_, PyAny>) -> PyResult<Box<[u8]>> {
+    with_bytes(data, Into::into)
+}
+
+/// Shows the bytes of a bytes-like object to `look`, which calls nothing of Python's.
+fn with_bytes<T>(data: &Bound<'_, PyAny>, look: impl FnOnce(&[u8]) -> T) -> PyResult<T> {
+    if let Ok(bytes) = data.cast::<PyBytes>() {
+        return Ok(look(bytes.as_bytes()));
+    }
     if data.is_instance_of::<PyString>() {
         return Err(PyTypeError::new_err(
             "a bytes-like object is required, not 'str'; encode it first, \
@@ -56,13 +158,13 @@ fn from_buffer(data: &Bound<'_, PyAny>) -> PyResult<Box<[u8]>> {
     }
     let length = buffer.len_bytes();
     if length == 0 {
-        return Ok(Box::default());
+        return Ok(look(&[]));
     }
     // SAFETY: a C-contiguous buffer is `len_bytes` readable bytes from `buf_ptr`, kept alive by
     // `buffer`, which lives to the end of this function. No Python code runs in between: we hold
     // the interpreter and call nothing, so with the interpreter lock nobody writes to it either.
     let bytes = unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), length) };
-    Ok(bytes.into())
+    Ok(look(bytes))
 }
 
 fn refusal(data: &Bound<'_, PyAny>) -> PyErr {

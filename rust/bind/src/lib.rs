@@ -1,7 +1,7 @@
 //! The Python face of the engine: extract, call, convert.
 //!
 //! ```text
-//! log, open, check, reader, ring, ticket   what Python calls
+//! log, open, check, reader, ring, io, ticket   what Python calls
 //! operation                      what an asynchronous call returns
 //! loops, lines, jobs, queue      who waits for what, and where
 //! shared                         what the handles of one log have in common
@@ -16,6 +16,7 @@ mod buffer;
 mod check;
 mod door;
 mod error;
+mod io;
 mod jobs;
 mod lines;
 mod log;
@@ -36,6 +37,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         check::{repair_log, verify_log},
+        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine},
         log::Log,
         open::{backend_info, check_settings, open_log},
         operation::Operation,

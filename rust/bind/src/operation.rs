@@ -450,20 +450,10 @@ impl Drop for Operation {
 }
 
 fn warn_unawaited(py: Python<'_>, name: &str) {
-    // A destructor may run while an exception is on its way; it must come out unharmed.
-    let underway = PyErr::take(py);
     let text = format!(
         "{name}() was never awaited: it was started, but nobody learns whether it succeeded"
     );
-    if let Ok(text) = std::ffi::CString::new(text) {
-        let class = py.get_type::<PyRuntimeWarning>();
-        if let Err(error) = PyErr::warn(py, &class, &text, 1) {
-            error.write_unraisable(py, None);
-        }
-    }
-    if let Some(error) = underway {
-        error.restore(py);
-    }
+    error::warn(py, &py.get_type::<PyRuntimeWarning>(), text);
 }
 
 /// The iterator of an await that had nothing to wait for.

@@ -24,7 +24,9 @@ use millrace_core::{
     sync::{Waker, lock},
 };
 
-use super::{outcome::Wanted, shared::Shared};
+use pyo3::prelude::*;
+
+use super::{outcome::Wanted, report, shared::Shared};
 use crate::{
     error,
     jobs::{Answer, Answering},
@@ -50,6 +52,7 @@ pub struct Inbox {
     /// How many requests are under way, this one included until `counted` is taken back.
     under_way: Arc<AtomicUsize>,
     counted: AtomicBool,
+    was_slow: AtomicBool,
 }
 
 impl Inbox {
@@ -60,6 +63,7 @@ impl Inbox {
             state: Mutex::new(State::Empty(None)),
             under_way: Arc::clone(under_way),
             counted: AtomicBool::new(true),
+            was_slow: AtomicBool::new(false),
         })
     }
 
@@ -113,6 +117,17 @@ impl Sink for Inbox {
     fn closed(&self, _tag: u64, left: Leftovers) {
         self.fill(News::Ended(left));
     }
+
+    fn slow(&self, _tag: u64) {
+        self.was_slow.store(true, Ordering::Relaxed);
+        let waker = match &mut *lock(&self.state) {
+            State::Empty(waker) => waker.take(),
+            State::Full(_) | State::Taken => None,
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
 }
 
 /// The loop's side of a request.
@@ -140,11 +155,22 @@ impl Answering for Waiting {
     fn answer(&self) -> Option<Answer> {
         let news = self.inbox.take()?;
         let wanted = lock(&self.wanted).take();
-        let engine = Arc::clone(&self.engine);
-        Some(Box::new(move |py| match wanted {
-            Some(wanted) => wanted.show(py, &engine, news),
-            None => Err(error::panicked("an answer that was taken twice")),
+        let (engine, inbox) = (Arc::clone(&self.engine), Arc::clone(&self.inbox));
+        Some(Box::new(move |py| {
+            if inbox.was_slow.load(Ordering::Relaxed) {
+                report::log_slow(py, &engine);
+            }
+            match wanted {
+                Some(wanted) => wanted.show(py, &engine, news),
+                None => Err(error::panicked("an answer that was taken twice")),
+            }
         }))
+    }
+
+    fn on_wake(&self, py: Python<'_>) {
+        if self.inbox.was_slow.load(Ordering::Relaxed) {
+            report::log_slow(py, &self.engine);
+        }
     }
 
     fn subscribe(&self, waker: Waker) -> bool {

@@ -8,7 +8,9 @@ use millrace_core::{
     metrics::Distribution,
 };
 use pyo3::{
+    intern,
     prelude::*,
+    sync::PyOnceLock,
     types::{PyDict, PyTuple},
 };
 
@@ -185,6 +187,34 @@ fn distributions<'py>(
         dict.set_item(kind.name(), row)?;
     }
     Ok(dict)
+}
+
+/// Tells the log of operations that take long, or took long and are over.
+pub fn log_slow(py: Python<'_>, engine: &Shared) {
+    for slow in engine.handle().slow_operations() {
+        let state = if slow.over { "is over" } else { "goes on" };
+        let arguments = (
+            "slow %s: %.3f s, and it %s",
+            slow.kind.name(),
+            slow.age.as_secs_f64(),
+            state,
+        );
+        let logged = logger(py).and_then(|log| log.call_method1(intern!(py, "warning"), arguments));
+        if let Err(failed) = logged {
+            // A handler of the program failed; its own operation did not.
+            failed.write_unraisable(py, None);
+        }
+    }
+}
+
+fn logger(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static LOGGER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let logger = LOGGER.get_or_try_init(py, || {
+        let logging = py.import("logging")?;
+        let logger = logging.call_method1("getLogger", ("millrace.io",))?;
+        Ok::<_, PyErr>(logger.unbind())
+    })?;
+    Ok(logger.bind(py))
 }
 
 fn seconds(ns: u64) -> f64 {

@@ -386,13 +386,7 @@ impl IoLoop {
         if !self.finished.is_empty() {
             return Wait::Never;
         }
-        let phase = match self.phase {
-            Phase::Draining(until) => until,
-            Phase::Cancelling(until) => Some(until),
-            Phase::Open | Phase::Over => None,
-        };
-        let limits = [phase, self.wheel.next_deadline()];
-        let Some(limit) = limits.into_iter().flatten().min() else {
+        let Some(limit) = self.due() else {
             return wait;
         };
         match wait {
@@ -400,6 +394,18 @@ impl IoLoop {
             Wait::Until(until) => Wait::Until(until.min(limit)),
             Wait::Forever => Wait::Until(limit),
         }
+    }
+
+    /// The next deadline, or the end of a phase; `None` while nothing is timed.
+    pub(super) fn due(&self) -> Option<Mono> {
+        let phase = match self.phase {
+            Phase::Draining(until) => until,
+            Phase::Cancelling(until) => Some(until),
+            Phase::Open => None,
+            Phase::Over => return None,
+        };
+        let limits = [phase, self.wheel.next_deadline()];
+        limits.into_iter().flatten().min()
     }
 
     fn hand_out(&mut self) {
@@ -509,6 +515,9 @@ impl IoLoop {
                     over: false,
                     at: now,
                 });
+                if let Some(waiter) = &row.waiter {
+                    waiter.sink.slow(waiter.tag);
+                }
             }
         }
         if let Some(since) = self.table.oldest_quiet() {
