@@ -134,7 +134,7 @@ pub unsafe fn expose(
 }
 
 fn from_buffer(data: &Bound<'_, PyAny>) -> PyResult<Box<[u8]>> {
-    with_bytes(data, Into::into)
+    with_bytes(data, |bytes| bytes.into())
 }
 
 /// Shows the bytes of a bytes-like object to `look`, which calls nothing of Python's.

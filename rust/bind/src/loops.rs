@@ -43,6 +43,7 @@ use pyo3::{
 
 use crate::{
     error,
+    io::Visit,
     jobs::{Answer, Answering},
     lines::{Leaving, Lines, Outcome, Queued, Value, Waiter},
     shared::Shared,
@@ -63,6 +64,8 @@ struct State {
     lines: Vec<Lines>,
     jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
     next_job: u64,
+    /// I/O engines that this loop turns.
+    visits: Vec<Arc<Visit>>,
 }
 
 /// Tells a port which of its jobs to look at.
@@ -113,6 +116,28 @@ impl Here<'_> {
     }
 }
 
+/// The loop that is running in this thread.
+pub struct Running(Arc<Current>);
+
+impl Running {
+    pub fn port(&self) -> &Arc<LoopPort> {
+        &self.0.port
+    }
+
+    pub fn event_loop(&self) -> &Py<PyAny> {
+        &self.0.event_loop
+    }
+}
+
+/// The loop that is running in this thread, if any.
+pub fn running_loop(py: Python<'_>) -> PyResult<Option<Running>> {
+    match cached(py) {
+        Some(current) => Ok(Some(Running(current))),
+        None if is_any_running(py)? => look_up(py).map(|current| Some(Running(current))),
+        None => Ok(None),
+    }
+}
+
 /// Makes a future on the loop that is running in this thread.
 pub fn here(py: Python<'_>) -> PyResult<Here<'_>> {
     let current = match cached(py) {
@@ -121,6 +146,14 @@ pub fn here(py: Python<'_>) -> PyResult<Here<'_>> {
     };
     let future = current.maker.make(py)?;
     Ok(Here { current, future })
+}
+
+/// Whether a loop is running on this thread.
+#[cold]
+fn is_any_running(py: Python<'_>) -> PyResult<bool> {
+    static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let running = ASK.import(py, "asyncio", "_get_running_loop")?.call0()?;
+    Ok(!running.is_none())
 }
 
 /// The cached loop, if it is certain that it is the one running now.
@@ -314,9 +347,41 @@ impl LoopPort {
         self.subscribe(&*again, id);
     }
 
-    fn drain(&self, py: Python<'_>) -> PyResult<()> {
+    /// Rings the bell.
+    pub fn wake(&self) {
+        self.port.wake();
+    }
+
+    /// The engine on this loop that `is_it`.
+    pub fn visit(&self, is_it: impl Fn(&Visit) -> bool) -> Option<Arc<Visit>> {
+        let state = lock(&self.state);
+        state.visits.iter().find(|visit| is_it(visit)).cloned()
+    }
+
+    pub fn add_visit(&self, visit: Arc<Visit>) {
+        lock(&self.state).visits.push(visit);
+    }
+
+    pub fn remove_visit(&self, visit: &Visit) -> Option<Arc<Visit>> {
+        let mut state = lock(&self.state);
+        let at = state.visits.iter().position(|one| std::ptr::eq(&raw const **one, visit))?;
+        Some(state.visits.swap_remove(at))
+    }
+
+    fn turn_visits(&self, py: Python<'_>) -> PyResult<()> {
+        let visits = lock(&self.state).visits.clone();
+        visits.iter().try_for_each(|visit| visit.turn_if_urged(py))
+    }
+
+    /// A drain follows at once: until then there is no need to ring.
+    pub fn hush(&self) {
+        self.port.bell().hush();
+    }
+
+    pub fn drain(&self, py: Python<'_>) -> PyResult<()> {
         let mut ids = Vec::new();
         self.port.drain(DRAIN_BUDGET, |id| ids.push(id));
+        self.turn_visits(py)?;
         let mut leaving = Vec::new();
         let (ring, idle, jobs) = self.collect(&ids, &mut leaving);
         if ring {
@@ -330,7 +395,10 @@ impl LoopPort {
             }
             match job.answer() {
                 Some(answer) => deliver_answer(py, answer, future.bind(py))?,
-                None => self.wait_on(id, job, future),
+                None => {
+                    job.on_wake(py);
+                    self.wait_on(id, job, future);
+                }
             }
         }
         Ok(())
@@ -369,6 +437,11 @@ impl LoopPort {
     fn shut(&self) {
         self.closed.store(true, Ordering::Relaxed);
         let state = std::mem::take(&mut *lock(&self.state));
+        for (job, _) in state.jobs.values() {
+            if job.can_withdraw() {
+                job.withdraw();
+            }
+        }
         drop(state);
     }
 }

@@ -30,9 +30,9 @@ use millrace_core::{
     clock::Mono,
     engine::io::IoEngine,
     ioloop::{Turned, driver::Turnable},
-    sync::{Wake, lock},
+    sync::lock,
 };
-use pyo3::{exceptions::PyOSError, intern, prelude::*};
+use pyo3::{intern, prelude::*};
 
 use super::shared::Shared;
 use crate::loops::{self, LoopPort, Running};
@@ -85,7 +85,7 @@ fn visit_of(py: Python<'_>, engine: &Arc<Shared>, running: &Running) -> PyResult
         let borrowed = unsafe { BorrowedFd::borrow_raw(*number) };
         borrowed.try_clone_to_owned()
     });
-    let watched: Vec<_> = watched.collect::<Result<_, _>>().map_err(PyOSError::from)?;
+    let watched: Vec<_> = watched.collect::<std::io::Result<_>>()?;
     let visit = Arc::new(Visit {
         engine: Arc::downgrade(engine),
         watched,

@@ -14,6 +14,7 @@ use super::{
     memory::Reservation,
     report::{CloseReport, FileStatus},
     shared::Shared,
+    sockets::Duplicate,
 };
 use crate::{buffer, error};
 
@@ -63,6 +64,10 @@ pub enum Wanted {
     Copied(Place, Py<PyAny>),
     /// The bytes, put into a buffer of the engine's.
     Moved(Place, Reservation),
+    /// How many bytes went out; the socket is kept for as long.
+    Sent(Arc<Duplicate>),
+    /// The bytes that came in; the socket is kept for as long.
+    Received(Arc<Duplicate>),
     /// An open file.
     File(PathBuf),
     /// What is known about a file.
@@ -82,7 +87,7 @@ impl Wanted {
             | Self::Moved(place, _)
             | Self::Status(place) => place.tell(error),
             Self::File(path) => Place::path(path.as_path()).tell(error),
-            Self::End => error,
+            Self::Sent(_) | Self::Received(_) | Self::End => error,
         }
     }
 
@@ -95,7 +100,7 @@ impl Wanted {
             News::Answer(Ok(reply)) => reply,
         };
         match (self, reply) {
-            (Self::Bytes(_), Reply::Bytes { buffer, length }) => {
+            (Self::Bytes(_) | Self::Received(_), Reply::Bytes { buffer, length }) => {
                 Ok(PyBytes::new(py, &buffer[..length]).into_any().unbind())
             }
             (Self::Copied(_, into), Reply::Bytes { buffer, length }) => {
@@ -106,7 +111,7 @@ impl Wanted {
                 reservation.fill(buffer, length);
                 length.into_py_any(py)
             }
-            (Self::Count(_), Reply::Count(count)) => count.into_py_any(py),
+            (Self::Count(_) | Self::Sent(_), Reply::Count(count)) => count.into_py_any(py),
             (Self::File(path), Reply::File(file)) => {
                 let file = OpenFile::new(Arc::clone(engine), file, path);
                 File::new(file).into_py_any(py)
