@@ -2,16 +2,12 @@
 
 use std::{
     os::fd::RawFd,
-    sync::{
-        Arc, Mutex, MutexGuard, TryLockError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, TryLockError},
     thread::JoinHandle,
 };
 
 use super::{IoLoop, Turned};
 use crate::{
-    clock::Mono,
     error::{Error, Result},
     io::{self, Wait, sys},
 };
@@ -35,12 +31,7 @@ pub fn spawn(mut engine: IoLoop) -> Result<JoinHandle<()>> {
 pub struct Turnable {
     inner: Arc<Mutex<IoLoop>>,
     watched: Arc<[RawFd]>,
-    /// When the next turn is due at the latest, as of the last one; see [`NEVER`].
-    due: Arc<AtomicU64>,
 }
-
-/// No deadline: the engine has to be turned only when it has something.
-const NEVER: u64 = u64::MAX;
 
 impl Turnable {
     /// Wraps a loop whose backend may be turned by any thread.
@@ -49,15 +40,7 @@ impl Turnable {
         Self {
             inner: Arc::new(Mutex::new(engine)),
             watched,
-            due: Arc::new(AtomicU64::new(NEVER)),
         }
-    }
-
-    /// When somebody has to turn it even if no descriptor is readable; `None` while nothing is
-    /// timed. As of the last turn.
-    pub fn due(&self) -> Option<Mono> {
-        let due = self.due.load(Ordering::Relaxed);
-        (due != NEVER).then_some(Mono(due))
     }
 
     /// Descriptors that become readable when a turn would find something. They stay readable
@@ -69,27 +52,18 @@ impl Turnable {
     /// Turns once, without waiting; `None` if another thread turns it now.
     pub fn try_turn(&self) -> Option<Turned> {
         match self.inner.try_lock() {
-            Ok(engine) => Some(self.turn(engine, Wait::Never)),
+            Ok(mut engine) => Some(engine.turn(Wait::Never)),
             Err(TryLockError::WouldBlock) => None,
-            Err(TryLockError::Poisoned(poisoned)) => {
-                Some(self.turn(poisoned.into_inner(), Wait::Never))
-            }
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner().turn(Wait::Never)),
         }
-    }
-
-    fn turn(&self, mut engine: MutexGuard<'_, IoLoop>, wait: Wait) -> Turned {
-        let turned = engine.turn(wait);
-        let due = engine.due().map_or(NEVER, |due| due.0);
-        self.due.store(due, Ordering::Relaxed);
-        turned
     }
 
     /// Turns as long as `go_on`, waiting for what there is to wait for. For threads that have
     /// nothing else to do.
     pub fn turn_while(&self, go_on: impl Fn() -> bool) {
         while go_on() {
-            let engine = crate::sync::lock(&self.inner);
-            if go_on() && self.turn(engine, Wait::Forever) == Turned::Over {
+            let mut engine = crate::sync::lock(&self.inner);
+            if go_on() && engine.turn(Wait::Forever) == Turned::Over {
                 return;
             }
         }

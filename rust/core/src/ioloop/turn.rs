@@ -386,7 +386,13 @@ impl IoLoop {
         if !self.finished.is_empty() {
             return Wait::Never;
         }
-        let Some(limit) = self.due() else {
+        let phase = match self.phase {
+            Phase::Draining(until) => until,
+            Phase::Cancelling(until) => Some(until),
+            Phase::Open | Phase::Over => None,
+        };
+        let limits = [phase, self.wheel.next_deadline()];
+        let Some(limit) = limits.into_iter().flatten().min() else {
             return wait;
         };
         match wait {
@@ -394,18 +400,6 @@ impl IoLoop {
             Wait::Until(until) => Wait::Until(until.min(limit)),
             Wait::Forever => Wait::Until(limit),
         }
-    }
-
-    /// The next deadline, or the end of a phase; `None` while nothing is timed.
-    pub(super) fn due(&self) -> Option<Mono> {
-        let phase = match self.phase {
-            Phase::Draining(until) => until,
-            Phase::Cancelling(until) => Some(until),
-            Phase::Open => None,
-            Phase::Over => return None,
-        };
-        let limits = [phase, self.wheel.next_deadline()];
-        limits.into_iter().flatten().min()
     }
 
     fn hand_out(&mut self) {
