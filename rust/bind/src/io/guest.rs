@@ -29,7 +29,7 @@ use std::{
 use millrace_core::{
     clock::Mono,
     engine::io::IoEngine,
-    ioloop::{Turned, driver::Turnable},
+    ioloop::driver::{Next, Turnable},
     sync::lock,
 };
 use pyo3::{intern, prelude::*};
@@ -53,12 +53,9 @@ struct Timer {
 
 /// Has what was just asked for carried out.
 pub fn urge(py: Python<'_>, engine: &Arc<Shared>, alone: bool) -> PyResult<()> {
-    let Some(turnable) = turnable(engine) else {
-        return Ok(());
-    };
     let Some(running) = loops::running_loop(py)? else {
         // No loop here: nobody will come back to it, so it is done now.
-        turnable.try_turn();
+        turn_here(engine);
         return Ok(());
     };
     let visit = visit_of(py, engine, &running)?;
@@ -69,6 +66,15 @@ pub fn urge(py: Python<'_>, engine: &Arc<Shared>, alone: bool) -> PyResult<()> {
         running.port().wake();
     }
     Ok(())
+}
+
+/// Turns on a thread that has no loop, or is busy with something else.
+pub fn turn_here(engine: &Shared) {
+    if let Some(turnable) = turnable(engine)
+        && turnable.turn() == Next::Elsewhere
+    {
+        engine.handle().wake();
+    }
 }
 
 fn turnable(engine: &Shared) -> Option<&Turnable> {
@@ -106,6 +112,14 @@ impl Visit {
         std::ptr::eq(self.engine.as_ptr(), Arc::as_ptr(engine))
     }
 
+    /// What is found from here on rings again.
+    fn quiet(&self) {
+        let engine = self.engine.upgrade();
+        if let Some(turnable) = engine.as_deref().and_then(turnable) {
+            turnable.quiet();
+        }
+    }
+
     /// For the drain: turns if somebody asked for something in this iteration.
     pub fn turn_if_urged(&self, py: Python<'_>) -> PyResult<()> {
         if !self.is_urged.swap(false, Ordering::Relaxed) {
@@ -124,10 +138,17 @@ impl Visit {
         let Some(turnable) = turnable(&engine) else {
             return Ok(());
         };
-        if turnable.try_turn() == Some(Turned::Over) {
-            return self.retire(py, running);
-        }
-        self.time(py, running, turnable.due(), engine.handle().now())
+        let due = match turnable.turn() {
+            Next::Over => return self.retire(py, running),
+            Next::Elsewhere => {
+                // Whoever turns it now may have looked before we asked.
+                engine.handle().wake();
+                return Ok(());
+            }
+            Next::Readable => None,
+            Next::At(due) => Some(due),
+        };
+        self.time(py, running, due, engine.handle().now())
     }
 
     /// Has the loop come back when the engine's next deadline is there.
@@ -209,6 +230,7 @@ impl Watch {
         };
         // Whatever rings during the turn is answered right behind it.
         port.hush();
+        self.visit.quiet();
         let turned = self.visit.turn(py, &running);
         port.drain(py)?;
         turned

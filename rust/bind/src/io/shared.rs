@@ -91,7 +91,12 @@ impl Shared {
         let inbox = Inbox::new(&self.under_way);
         let deadline = timeout.map(|timeout| self.handle.now().after(timeout));
         let sink: Arc<dyn Sink> = Arc::<Inbox>::clone(&inbox);
-        let id = match self.handle.submit(ask, deadline, sink, 0) {
+        let submitted = if self.is_guest {
+            self.handle.submit_quietly(ask, deadline, sink, 0)
+        } else {
+            self.handle.submit(ask, deadline, sink, 0)
+        };
+        let id = match submitted {
             Ok(id) => id,
             Err(refused) => {
                 inbox.discount();
@@ -136,18 +141,13 @@ impl Shared {
     /// Nobody waits for this one any more.
     pub fn forget(&self, id: Id) {
         self.handle.forget(id);
-        if let Some(turnable) = self.engine().and_then(IoEngine::turnable) {
-            // Who turns it now, if not this thread, takes the message too.
-            turnable.try_turn();
-        }
+        guest::turn_here(self);
     }
 
     /// Has the engine carry out something that nobody waits for. False: it takes nothing.
     pub fn entrust(&self, ask: Ask) -> bool {
         let accepted = self.handle.submit(ask, None, Arc::new(Nobody), 0).is_ok();
-        if let (true, Some(turnable)) = (accepted, self.engine().and_then(IoEngine::turnable)) {
-            turnable.try_turn();
-        }
+        guest::turn_here(self);
         accepted
     }
 
