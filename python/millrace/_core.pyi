@@ -170,7 +170,7 @@ class Log:
         Append several records as one; the result of the await is the range of their LSNs.
 
         They share a group, so after a crash either all of them are there or none. No items
-        give an empty range. Otherwise like `append`.
+        give an empty range, at once, if the log is open. Otherwise like `append`.
 
         Cancelling stops the waiting, not the write. Only a batch that still stands in line is
         taken back and not written.
@@ -208,10 +208,10 @@ class Log:
         Cancelling stops the waiting and nothing else.
         """
 
-    def reached(self, lsn: int) -> Operation[int]:
+    def _reached(self, lsn: int) -> Operation[int]:
         """Wait until *lsn* is durable, also if nobody has appended it yet."""
 
-    def reader(self, start: int, stop: int | None, records_max: int) -> Reader:
+    def _reader(self, start: int, stop: int | None, records_max: int) -> Reader:
         """Return a reader from *start* up to, not including, *stop*."""
 
     def truncate_before(self, lsn: int) -> Operation[int]:
@@ -227,7 +227,7 @@ class Log:
     def cursor(self, name: str) -> tuple[int, bool]:
         """Return position and hold of a cursor; 0 if it was never committed."""
 
-    def commit_cursor(self, name: str, lsn: int, holds_truncation: bool) -> Operation[None]:
+    def _commit_cursor(self, name: str, lsn: int, holds_truncation: bool) -> Operation[None]:
         """Make a cursor's position durable."""
 
     def close(self) -> Operation[None]:
@@ -240,7 +240,7 @@ class Log:
             LogPoisonedError: If the log had failed; the first cause is in `__cause__`.
         """
 
-    def close_within(self, timeout_s: float) -> bool:
+    def _close_within(self, timeout_s: float) -> bool:
         """Close from a plain thread; false if it is still closing after *timeout_s*."""
 
     @property
@@ -260,13 +260,13 @@ class Log:
         """LSN of the last record that survives power loss."""
 
     @property
-    def state(self) -> LogState:
+    def _state(self) -> LogState:
         """`open`, `read_only`, `closed`, or `failed` after a failed write."""
 
-    def recovery_report(self) -> dict[str, Any]:
+    def _recovery_report(self) -> dict[str, Any]:
         """Return the fields of `RecoveryReport`."""
 
-    def statistics_report(self) -> dict[str, Any]:
+    def _statistics_report(self) -> dict[str, Any]:
         """Return the fields of `LogStatistics`."""
 
 @disjoint_base
@@ -341,7 +341,7 @@ class Ring:
         """How many entries fit; the requested capacity rounded up to a power of two."""
 
     def __len__(self) -> int: ...
-    def statistics_report(self) -> dict[str, int]:
+    def _statistics_report(self) -> dict[str, int]:
         """Return the fields of `RingStatistics`."""
 
 @final
@@ -763,7 +763,7 @@ class CloseReport:
     def __eq__(self, other: object, /) -> bool: ...
 
 def open_log(path: str, settings: LogSettings, read_only: bool) -> Operation[Log]:
-    """Open the log in *path* on a worker thread."""
+    """Open the log in *path* on a thread of its own."""
 
 def verify_log(path: str) -> Operation[dict[str, Any]]:
     """Read every byte of a log; the result has the fields of `VerifyReport`."""

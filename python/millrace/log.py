@@ -168,13 +168,13 @@ class Log(_core.Log):
     @property
     def recovery(self) -> RecoveryReport:
         """What the open found in the directory."""
-        report: dict[str, Any] = self.recovery_report()
+        report: dict[str, Any] = self._recovery_report()
         report["damage"] = _damage(report)
         return RecoveryReport(**report)
 
     def statistics(self) -> LogStatistics:
         """What the log did since it was opened."""
-        return LogStatistics(**self.statistics_report())
+        return LogStatistics(**self._statistics_report())
 
     async def __aenter__(self) -> Self:
         return self
@@ -189,7 +189,7 @@ class Log(_core.Log):
 
     def __repr__(self) -> str:
         return (
-            f"<millrace.Log path={os.fspath(self.path)!r} state={self.state} "
+            f"<millrace.Log path={os.fspath(self.path)!r} state={self._state} "
             f"durable_lsn={self.durable_lsn}>"
         )
 
@@ -198,7 +198,7 @@ class Log(_core.Log):
 
     def __del__(self) -> None:
         # A log whose opening failed half-way has no such attribute.
-        if getattr(self, "_owner", None) == os.getpid() and self.state == "open":
+        if getattr(self, "_owner", None) == os.getpid() and self._state == "open":
             _warn_unclosed(self)
 
 
@@ -271,7 +271,7 @@ class Cursor:
         Raises:
             ValueError: If *lsn* is above what is durable, or below the position.
         """
-        return self._log.commit_cursor(self._name, lsn, self._holds_truncation)
+        return self._log._commit_cursor(self._name, lsn, self._holds_truncation)
 
     def __aiter__(self) -> AsyncGenerator[Record]:
         return self._log.follow(max(self.position + 1, self._log.first_lsn))
@@ -332,7 +332,7 @@ async def _batches(
     stop: int,
     records_max: int,
 ) -> AsyncGenerator[list[Record]]:
-    reader = log.reader(start, stop, records_max)
+    reader = log._reader(start, stop, records_max)
     while (batch := await reader.batch()) is not None:
         yield batch
 
@@ -345,15 +345,15 @@ async def _flatten(batches: AsyncGenerator[list[Record]]) -> AsyncGenerator[Reco
 
 async def _follow(log: Log, start: int) -> AsyncGenerator[Record]:
     if start > log.durable_lsn:
-        await log.reached(start)
-    reader = log.reader(start, None, 4096)
+        await log._reached(start)
+    reader = log._reader(start, None, 4096)
     while True:
         batch = await reader.batch()
         if batch is None:
             following = reader.next_lsn()
             if following is None:
                 return
-            await log.reached(following)
+            await log._reached(following)
             continue
         for record in batch:
             yield record
@@ -380,17 +380,17 @@ def _warn_unclosed(log: Log) -> None:
 def _close_at_exit() -> None:
     """Close what was left open, within a bound, while the interpreter is whole."""
     # What a forked child inherited is its parent's to close.
-    mine = [log for log in list(_open) if log._owner == os.getpid()]  # noqa: SLF001
-    left = [log for log in mine if log.state == "open"]
+    mine = [log for log in list(_open) if log._owner == os.getpid()]
+    left = [log for log in mine if log._state == "open"]
     with contextlib.ExitStack() as exits:
         for log in left:
             # On a stack, so that a warning that is made an error does not keep logs from closing.
             exits.callback(_close_within_bound, log)
             exits.callback(_warn_unclosed, log)
-            log._owner = None  # noqa: SLF001 - it is being complained about
+            log._owner = None  # it is being complained about
 
 
 def _close_within_bound(log: Log) -> None:
     # A log that failed while closing: nobody is left to tell.
     with contextlib.suppress(Error):
-        log.close_within(_EXIT_TIMEOUT_S)
+        log._close_within(_EXIT_TIMEOUT_S)

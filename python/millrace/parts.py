@@ -112,7 +112,7 @@ class Ring(_core.Ring):
 
     def statistics(self) -> RingStatistics:
         """What happened in the ring so far."""
-        return RingStatistics(**self.statistics_report())
+        return RingStatistics(**self._statistics_report())
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "open"

@@ -1,7 +1,9 @@
 //! Bytes across the line: copied in at the call, copied out as `bytes`.
 //!
 //! The copy is taken while the interpreter is held, so a writable exporter may be changed or
-//! resized as soon as the call has returned.
+//! resized as soon as the call has returned. What is too large is refused before it is copied.
+
+use std::marker::PhantomData;
 
 use millrace_core::io;
 use pyo3::{
@@ -15,28 +17,93 @@ use pyo3::{
 /// Most items that room is made for before they are seen.
 const HINT_MAX: usize = 4096;
 
-/// Copies a bytes-like object.
-#[inline]
-pub fn payload(data: &Bound<'_, PyAny>) -> PyResult<Box<[u8]>> {
-    match data.cast::<PyBytes>() {
-        Ok(bytes) => Ok(bytes.as_bytes().into()),
-        Err(_) => from_buffer(data),
+/// Bytes that somebody else owns, alive for as long as this.
+enum View<'a, 'py> {
+    Bytes(&'a [u8]),
+    Exported(PyUntypedBuffer, PhantomData<&'a Bound<'py, PyAny>>),
+}
+
+impl<'a, 'py> View<'a, 'py> {
+    #[inline]
+    fn of(data: &'a Bound<'py, PyAny>) -> PyResult<Self> {
+        match data.cast::<PyBytes>() {
+            Ok(bytes) => Ok(Self::Bytes(bytes.as_bytes())),
+            Err(_) => exported(data).map(|buffer| Self::Exported(buffer, PhantomData)),
+        }
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Exported(buffer, _) => buffer.len_bytes(),
+        }
+    }
+
+    #[inline]
+    fn copy(&self) -> Box<[u8]> {
+        self.bytes().into()
+    }
+
+    /// The bytes, to be copied at once: nothing of Python's may be called while they are held.
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Exported(buffer, _) if buffer.len_bytes() == 0 => &[],
+            Self::Exported(buffer, _) => {
+                let (start, length) = (buffer.buf_ptr().cast::<u8>(), buffer.len_bytes());
+                // SAFETY: a C-contiguous buffer, which `exported` made sure of, is `len_bytes`
+                // readable bytes from `buf_ptr`, kept alive by `buffer`. No Python code runs in
+                // between: `'py` proves that we hold the interpreter, and our callers copy at once,
+                // so with the interpreter lock nobody writes to it either.
+                unsafe { std::slice::from_raw_parts(start, length) }
+            }
+        }
     }
 }
 
-/// Copies every item of an iterable of bytes-like objects.
-pub fn payloads(items: &Bound<'_, PyAny>) -> PyResult<Vec<Box<[u8]>>> {
+/// Copies a bytes-like object whose length `fits`.
+#[inline]
+pub fn payload(
+    data: &Bound<'_, PyAny>,
+    fits: impl FnOnce(usize) -> PyResult<()>,
+) -> PyResult<Box<[u8]>> {
+    let view = View::of(data)?;
+    fits(view.len())?;
+    Ok(view.copy())
+}
+
+/// Copies every item of an iterable of bytes-like objects that together `fit`, which is asked
+/// before anything is copied if the items are all there (a list, a tuple), and else, since a
+/// generator may use one buffer for all its items, before each copy.
+pub fn payloads<L: Default>(
+    items: &Bound<'_, PyAny>,
+    fit: impl Fn(&mut L, usize) -> PyResult<()>,
+) -> PyResult<Vec<Box<[u8]>>> {
     if items.is_instance_of::<PyBytes>() || items.is_instance_of::<PyString>() {
         return Err(PyTypeError::new_err(
             "append_many() needs an iterable of bytes-like objects, not one of them; \
              use append() for a single record",
         ));
     }
+    let py = items.py();
+    if items.is_instance_of::<PyList>() || items.is_instance_of::<PyTuple>() {
+        let mut load = L::default();
+        for (index, item) in items.try_iter()?.enumerate() {
+            let item = item?;
+            let view = View::of(&item).map_err(|error| located(py, &error, index))?;
+            fit(&mut load, view.len())?;
+        }
+    }
     // A length is only a hint: it may be wrong, or of a `range` that nobody could copy.
     let mut copies = Vec::with_capacity(items.len().unwrap_or(0).min(HINT_MAX));
+    let mut load = L::default();
     for (index, item) in items.try_iter()?.enumerate() {
-        let copy = payload(&item?).map_err(|error| located(items.py(), &error, index))?;
-        copies.push(copy);
+        let item = item?;
+        let view = View::of(&item).map_err(|error| located(py, &error, index))?;
+        fit(&mut load, view.len())?;
+        copies.push(view.copy());
     }
     Ok(copies)
 }
@@ -46,11 +113,11 @@ pub fn payloads(items: &Bound<'_, PyAny>) -> PyResult<Vec<Box<[u8]>>> {
 pub fn pieces(data: &Bound<'_, PyAny>) -> PyResult<Vec<io::Buffer>> {
     let mut copies = Vec::new();
     let mut add = |item: &Bound<'_, PyAny>| -> PyResult<()> {
-        with_bytes(item, |bytes| {
-            if !bytes.is_empty() {
-                copies.push(io::Buffer::copy_of(bytes));
-            }
-        })
+        let view = View::of(item)?;
+        if view.len() > 0 {
+            copies.push(io::Buffer::copy_of(view.bytes()));
+        }
+        Ok(())
     };
     if data.is_instance_of::<PyList>() || data.is_instance_of::<PyTuple>() {
         for (index, item) in data.try_iter()?.enumerate() {
@@ -133,15 +200,8 @@ pub unsafe fn expose(
     Err(PyErr::fetch(owner.py()))
 }
 
-fn from_buffer(data: &Bound<'_, PyAny>) -> PyResult<Box<[u8]>> {
-    with_bytes(data, |bytes| bytes.into())
-}
-
-/// Shows the bytes of a bytes-like object to `look`, which calls nothing of Python's.
-fn with_bytes<T>(data: &Bound<'_, PyAny>, look: impl FnOnce(&[u8]) -> T) -> PyResult<T> {
-    if let Ok(bytes) = data.cast::<PyBytes>() {
-        return Ok(look(bytes.as_bytes()));
-    }
+/// The buffer of an object that exports one, contiguous.
+fn exported(data: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
     if data.is_instance_of::<PyString>() {
         return Err(PyTypeError::new_err(
             "a bytes-like object is required, not 'str'; encode it first, \
@@ -156,15 +216,7 @@ fn with_bytes<T>(data: &Bound<'_, PyAny>, look: impl FnOnce(&[u8]) -> T) -> PyRe
             "the buffer is not contiguous; copy it first, for example with bytes(data)",
         ));
     }
-    let length = buffer.len_bytes();
-    if length == 0 {
-        return Ok(look(&[]));
-    }
-    // SAFETY: a C-contiguous buffer is `len_bytes` readable bytes from `buf_ptr`, kept alive by
-    // `buffer`, which lives to the end of this function. No Python code runs in between: we hold
-    // the interpreter and call nothing, so with the interpreter lock nobody writes to it either.
-    let bytes = unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), length) };
-    Ok(look(bytes))
+    Ok(buffer)
 }
 
 fn refusal(data: &Bound<'_, PyAny>) -> PyErr {

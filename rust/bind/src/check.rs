@@ -26,7 +26,7 @@ use crate::{
 pub fn verify_log(py: Python<'_>, path: PathBuf) -> PyResult<Operation> {
     start(py, "verify", move || {
         let world = engine::world();
-        let found = world.and_then(|world| verify::verify_path(&*world.disk, &path));
+        let found = world.and_then(|world| verify::verify_path(&*world.disk, &path, &world.wanted));
         jobs::answer(found, |py, found| {
             Ok(verification(py, &found)?.into_any().unbind())
         })
@@ -38,8 +38,9 @@ pub fn verify_log(py: Python<'_>, path: PathBuf) -> PyResult<Operation> {
 pub fn repair_log(py: Python<'_>, path: PathBuf, lock_timeout_s: f64) -> PyResult<Operation> {
     let timeout = crate::ticket::timeout(Some(lock_timeout_s))?.unwrap_or_default();
     start(py, "repair", move || {
-        let done = engine::world()
-            .and_then(|world| repair::repair_path(&*world.disk, &path, timeout, &*world.census));
+        let done = engine::world().and_then(|world| {
+            repair::repair_path(&*world.disk, &path, timeout, &*world.census, &world.wanted)
+        });
         jobs::answer(done, |py, done| {
             Ok(repaired(py, &done)?.into_any().unbind())
         })

@@ -1,4 +1,4 @@
-//! Slow operations, on a few worker threads of our own.
+//! Slow operations, on a few worker threads of our own, and very slow ones, each on its own.
 //!
 //! A worker runs plain Rust: it never attaches to the interpreter and never owns a Python object.
 //! What it leaves behind is an [`Answer`], which the event loop turns into a Python value in its
@@ -123,16 +123,34 @@ impl Answering for Pigeonhole {
     }
 }
 
-/// Starts `work` on a worker.
+/// Starts `work` on a worker. For what ends soon: everybody else's work waits behind it.
 pub fn start(work: impl FnOnce() -> Answer + Send + 'static) -> Result<Arc<Pigeonhole>> {
+    let (job, hole) = job(work);
+    pool()?.run(job)?;
+    Ok(hole)
+}
+
+/// Starts `work` on a thread of its own called `name`. For what may wait long, and not for the
+/// disk: on the few workers it would keep reads waiting.
+pub fn start_alone(
+    name: &str,
+    work: impl FnOnce() -> Answer + Send + 'static,
+) -> Result<Arc<Pigeonhole>> {
+    let (job, hole) = job(work);
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(job);
+    spawned.map_err(|refused| Error::from_io(&refused, "starting a thread"))?;
+    Ok(hole)
+}
+
+fn job(work: impl FnOnce() -> Answer + Send + 'static) -> (Job, Arc<Pigeonhole>) {
     let hole = Pigeonhole::new();
     let mine = Arc::clone(&hole);
-    pool()?.run(Box::new(move || {
+    let job = move || {
         let answer = catch_unwind(AssertUnwindSafe(work))
             .unwrap_or_else(|_| Box::new(|_| Err(error::panicked("a worker"))));
         mine.fill(answer);
-    }))?;
-    Ok(hole)
+    };
+    (Box::new(job), hole)
 }
 
 /// An answer that is an engine result.

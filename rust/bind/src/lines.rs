@@ -197,13 +197,13 @@ impl Lines {
         self.queued.remove(&number)
     }
 
-    /// Moves at most `budget` waiters to `leaving`. True: more may be ready, ring.
+    /// Moves waiters to `leaving` until there are `budget` in it. True: more may be ready, ring.
     pub fn take(&mut self, budget: usize, leaving: &mut Leaving) -> (bool, Option<Arc<Shared>>) {
         let Some(log) = self.held.clone() else {
             return (false, None);
         };
         self.is_armed = false;
-        self.admit(&log, leaving);
+        self.admit(&log, budget, leaving);
         // The failure is read before the marks: what became durable before the log failed is
         // answered with success.
         let failure = log.appender.failure();
@@ -263,8 +263,10 @@ impl Lines {
     }
 
     /// Moves what was admitted to the ring from the line of calls to the line of LSNs.
-    fn admit(&mut self, log: &Arc<Shared>, leaving: &mut Leaving) {
-        while let Some(first) = self.queued.first_entry() {
+    fn admit(&mut self, log: &Arc<Shared>, budget: usize, leaving: &mut Leaving) {
+        while leaving.len() < budget
+            && let Some(first) = self.queued.first_entry()
+        {
             let state = first.get().pending.state();
             if matches!(state, Pending::Waiting) {
                 return;

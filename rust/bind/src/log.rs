@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 use millrace_core::{
     Result,
     ids::Lsn,
-    wal::{Level, cursor::Mark, log::Claimed},
+    wal::{
+        Level,
+        cursor::Mark,
+        log::{Claimed, Load},
+    },
 };
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
@@ -74,7 +78,7 @@ impl Log {
     ) -> PyResult<Operation> {
         let level = level(durability)?;
         let log = self.here(py)?;
-        let payload = buffer::payload(data)?;
+        let payload = payload(py, log, data)?;
         let claimed = log.appender.append(payload, || log.herald.clone());
         claimed_by(py, log, "append", claimed, level, Value::Lsn)
     }
@@ -82,7 +86,7 @@ impl Log {
     /// Append several records as one; the result of the await is the range of their LSNs.
     ///
     /// They share a group, so after a crash either all of them are there or none. No items
-    /// give an empty range. Otherwise like `append`.
+    /// give an empty range, at once, if the log is open. Otherwise like `append`.
     ///
     /// Cancelling stops the waiting, not the write. Only a batch that still stands in line is
     /// taken back and not written.
@@ -98,8 +102,13 @@ impl Log {
     ) -> PyResult<Operation> {
         let level = level(durability)?;
         let log = self.here(py)?;
-        let payloads = buffer::payloads(items)?;
+        let payloads = buffer::payloads(items, |load, length| {
+            let admitted = log.appender.admit(load, length);
+            admitted.map_err(|failed| error::raise(py, &failed))
+        })?;
         let Some(value) = batch(payloads.len())? else {
+            let checked = log.appender.check_open();
+            checked.map_err(|failed| error::raise(py, &failed))?;
             let next = log.appender.marks().appended.0 + 1;
             let empty = loops::range(py, next, next)?.unbind();
             return Ok(Operation::quiet("append_many", Source::Known(empty)));
@@ -117,7 +126,7 @@ impl Log {
     ///         others stand in line. Nothing was written.
     fn submit(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Ticket> {
         let log = self.here(py)?;
-        let submitted = log.appender.submit(buffer::payload(data)?);
+        let submitted = log.appender.submit(payload(py, log, data)?);
         let lsn = submitted.map_err(|failed| error::raise(py, &failed))?;
         Ok(Ticket::new(Arc::clone(log), lsn))
     }
@@ -138,7 +147,7 @@ impl Log {
     ) -> PyResult<u64> {
         let timeout = ticket::timeout(timeout_s)?;
         let log = self.here(py)?;
-        let payload = buffer::payload(data)?;
+        let payload = payload(py, log, data)?;
         let (lsn, left) = queue::append(py, log, payload, timeout)?;
         ticket::wait(py, log, Level::Durable, lsn, left)?;
         Ok(lsn.0)
@@ -159,6 +168,7 @@ impl Log {
     }
 
     /// Wait until *lsn* is durable, also if nobody has appended it yet.
+    #[pyo3(name = "_reached")]
     fn reached(
         &self,
         py: Python<'_>,
@@ -178,7 +188,7 @@ impl Log {
     }
 
     /// Return a reader from *start* up to, not including, *stop*.
-    #[pyo3(signature = (start, stop, records_max))]
+    #[pyo3(name = "_reader", signature = (start, stop, records_max))]
     fn reader(
         &self,
         py: Python<'_>,
@@ -217,6 +227,7 @@ impl Log {
     }
 
     /// Make a cursor's position durable.
+    #[pyo3(name = "_commit_cursor")]
     fn commit_cursor(
         &self,
         py: Python<'_>,
@@ -247,6 +258,7 @@ impl Log {
     }
 
     /// Close from a plain thread; false if it is still closing after *timeout_s*.
+    #[pyo3(name = "_close_within")]
     fn close_within(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
         let timeout = ticket::timeout(Some(timeout_s))?.unwrap_or(Duration::MAX);
         let log = Arc::clone(self.here(py)?);
@@ -287,17 +299,19 @@ impl Log {
     }
 
     /// `open`, `read_only`, `closed`, or `failed` after a failed write.
-    #[getter]
+    #[getter(_state)]
     fn state(&self) -> &'static str {
         report::state(&self.shared)
     }
 
     /// Return the fields of `RecoveryReport`.
+    #[pyo3(name = "_recovery_report")]
     fn recovery_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         report::recovery(py, self.shared.appender.report())
     }
 
     /// Return the fields of `LogStatistics`.
+    #[pyo3(name = "_statistics_report")]
     fn statistics_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         report::statistics(py, &self.shared)
     }
@@ -362,6 +376,15 @@ fn claimed_by(
         Err(failed) => return Err(error::raise(py, &failed)),
     };
     Ok(Operation::new(name, source))
+}
+
+/// Copies a record that is not too large.
+#[inline]
+fn payload(py: Python<'_>, log: &Shared, data: &Bound<'_, PyAny>) -> PyResult<Box<[u8]>> {
+    buffer::payload(data, |length| {
+        let admitted = log.appender.admit(&mut Load::default(), length);
+        admitted.map_err(|failed| error::raise(py, &failed))
+    })
 }
 
 /// An LSN as an argument. `True` is not a number here, and no number is out of Rust's range.

@@ -21,6 +21,7 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -62,6 +63,8 @@ pub struct LoopPort {
 #[derive(Default)]
 struct State {
     lines: Vec<Lines>,
+    /// Whose turn it is to be first, counted on for ever.
+    turn: usize,
     jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
     next_job: u64,
     /// I/O engines that this loop turns.
@@ -381,26 +384,37 @@ impl LoopPort {
     pub fn drain(&self, py: Python<'_>) -> PyResult<()> {
         let mut ids = Vec::new();
         self.port.drain(DRAIN_BUDGET, |id| ids.push(id));
-        self.turn_visits(py)?;
+        let turned = self.turn_visits(py);
         let mut leaving = Vec::new();
         let (ring, idle, jobs) = self.collect(&ids, &mut leaving);
         if ring {
             self.port.wake();
         }
         drop(idle);
-        deliver(py, leaving)?;
+        // What goes wrong with one answer keeps nobody else from theirs.
+        let mut outcome = turned.and(deliver(py, leaving));
         for (id, job, future) in jobs {
-            if is_done(future.bind(py))? {
-                continue;
-            }
-            match job.answer() {
-                Some(answer) => deliver_answer(py, answer, future.bind(py))?,
-                None => {
-                    job.on_wake(py);
-                    self.wait_on(id, job, future);
-                }
-            }
+            let answered = self.answer(py, id, job, future);
+            outcome = outcome.and(answered);
         }
+        outcome
+    }
+
+    fn answer(
+        &self,
+        py: Python<'_>,
+        id: u64,
+        job: Arc<dyn Answering>,
+        future: Py<PyAny>,
+    ) -> PyResult<()> {
+        if is_done(future.bind(py))? {
+            return Ok(());
+        }
+        if let Some(answer) = job.answer() {
+            return deliver_answer(py, answer, future.bind(py));
+        }
+        job.on_wake(py);
+        self.wait_on(id, job, future);
         Ok(())
     }
 
@@ -416,8 +430,16 @@ impl LoopPort {
     ) {
         let mut state = lock(&self.state);
         let (mut ring, mut idle) = (false, Vec::new());
-        for lines in &mut state.lines {
-            let (more, released) = lines.take(DRAIN_BUDGET, leaving);
+        // Each log gets an equal share of what is left of the budget, and what it does not need is
+        // for those behind it; the first in turn changes, so that no log lives on leftovers.
+        let count = state.lines.len();
+        state.turn = state.turn.wrapping_add(1);
+        let first = state.turn % count.max(1);
+        let (before, after) = state.lines.split_at_mut(first);
+        for (place, lines) in after.iter_mut().chain(before).enumerate() {
+            let left = DRAIN_BUDGET.saturating_sub(leaving.len());
+            let share = left.div_ceil(count - place);
+            let (more, released) = lines.take(leaving.len() + share, leaving);
             ring |= more;
             idle.extend(released);
         }
@@ -514,7 +536,10 @@ fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
 }
 
 fn deliver_answer(py: Python<'_>, answer: Answer, future: &Bound<'_, PyAny>) -> PyResult<()> {
-    match answer(py) {
+    // An answer is given, whatever happens while it is made: nobody else would give one.
+    let made = catch_unwind(AssertUnwindSafe(|| answer(py)))
+        .unwrap_or_else(|_| Err(error::panicked("an answer")));
+    match made {
         Ok(value) => future.call_method1(intern!(py, "set_result"), (value,))?,
         Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,
     };

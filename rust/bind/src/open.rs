@@ -1,17 +1,19 @@
-//! Opening a log on a worker: settings in, handle out.
+//! Opening a log on a thread of its own: settings in, handle out.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use millrace_core::{
     Error, ErrorKind, Result,
     engine::{self, BackendSetting, WaySetting},
+    io::Wanted,
+    sync::Waker,
     wal::settings::{CommitPath, LogSettings, RecoveryMode},
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
 
 use crate::{
     error,
-    jobs::{self, Answer},
+    jobs::{self, Answer, Answering, Pigeonhole},
     log::Log,
     operation::{Operation, Source},
     shared::Shared,
@@ -38,7 +40,38 @@ struct Numbers {
 
 type Checked = (LogSettings, WaySetting, BackendSetting);
 
-/// Open the log in *path* on a worker thread.
+/// An open under way. Cancelled while it waits for the lock or reads, it ends.
+struct Opening {
+    hole: Arc<Pigeonhole>,
+    wanted: Wanted,
+}
+
+impl Answering for Opening {
+    fn answer(&self) -> Option<Answer> {
+        self.hole.answer()
+    }
+
+    fn subscribe(&self, waker: Waker) -> bool {
+        self.hole.subscribe(waker)
+    }
+
+    fn can_withdraw(&self) -> bool {
+        true
+    }
+
+    fn withdraw(&self) {
+        self.wanted.withdraw();
+    }
+}
+
+impl Drop for Opening {
+    /// Nobody can get the log any more. After the answer this says nothing new.
+    fn drop(&mut self) {
+        self.wanted.withdraw();
+    }
+}
+
+/// Open the log in *path* on a thread of its own.
 #[pyfunction]
 pub fn open_log(
     py: Python<'_>,
@@ -50,16 +83,27 @@ pub fn open_log(
     let checked = numbers
         .check()
         .map_err(|failed| error::raise(py, &failed))?;
-    let started = jobs::start(move || open(&path, checked, read_only));
+    let wanted = Wanted::default();
+    let theirs = wanted.clone();
+    // It may wait half a minute for the lock of an owner that died.
+    let started = jobs::start_alone("millrace-open", move || {
+        open(&path, checked, read_only, &theirs)
+    });
     let hole = started.map_err(|failed| error::raise(py, &failed))?;
-    Ok(Operation::new("open", Source::Job(hole)))
+    let opening = Opening { hole, wanted };
+    Ok(Operation::new("open", Source::Job(Arc::new(opening))))
 }
 
-fn open(path: &std::path::Path, (settings, way, backend): Checked, read_only: bool) -> Answer {
+fn open(
+    path: &std::path::Path,
+    (settings, way, backend): Checked,
+    read_only: bool,
+    wanted: &Wanted,
+) -> Answer {
     let opened = if read_only {
-        engine::open_log_read_only(path, settings)
+        engine::open_log_read_only(path, settings, wanted)
     } else {
-        engine::open_log(path, settings, way, backend)
+        engine::open_log(path, settings, way, backend, wanted)
     };
     jobs::answer(opened.and_then(Shared::new), show)
 }

@@ -9,7 +9,8 @@
 //! 1. It is awaited once; a second time is a `RuntimeError`.
 //! 2. Nothing is undone by dropping it. Only an append that still stands in line for the ring can
 //!    be taken back, by cancelling the await.
-//! 3. After [`FAIR`] awaits in a row that did not have to wait, one yields to the loop.
+//! 3. After [`FAIR`] awaits in a row that did not have to wait, or [`FAIR_TIME`], one yields to
+//!    the loop.
 
 use std::{
     cell::Cell,
@@ -17,9 +18,11 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use millrace_core::{
+    fork::Origin,
     ids::Lsn,
     sync::lock,
     wal::{
@@ -46,9 +49,24 @@ use crate::{
 /// Awaits in a row that may be done at once before one yields.
 const FAIR: u32 = 128;
 
-thread_local! {
-    static DONE_IN_A_ROW: Cell<u32> = const { Cell::new(0) };
+/// How long such a row may last: a loop that runs late by so much is late for everybody.
+const FAIR_TIME: Duration = Duration::from_millis(1);
+
+/// Awaits in a row that were done at once, and when the first of them was.
+#[derive(Clone, Copy)]
+struct Row {
+    count: u32,
+    since: Option<Instant>,
 }
+
+thread_local! {
+    static ROW: Cell<Row> = const { Cell::new(NO_ROW) };
+}
+
+const NO_ROW: Row = Row {
+    count: 0,
+    since: None,
+};
 
 /// What is waited for.
 pub enum Source {
@@ -91,8 +109,8 @@ impl Source {
 #[pyclass(frozen, module = "millrace._core")]
 pub struct Operation {
     name: &'static str,
-    /// Whether dropping it without an await deserves a warning.
-    is_owed: bool,
+    /// Where dropping it without an await deserves a warning: nowhere, or in this process.
+    owed_in: Option<Origin>,
     state: Mutex<State>,
 }
 
@@ -144,7 +162,7 @@ impl Operation {
         let state = Mutex::new(State::Fresh(source));
         Self {
             name,
-            is_owed,
+            owed_in: Origin::here().ok().filter(|_| is_owed),
             state,
         }
     }
@@ -238,6 +256,14 @@ pub fn iterate(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
 }
 
 fn start(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
+    let step = begin(py, source)?;
+    if let Step::Wait(..) = step {
+        ROW.set(NO_ROW);
+    }
+    Ok(step)
+}
+
+fn begin(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
     match source {
         Source::Mark {
             log,
@@ -287,7 +313,6 @@ fn start_mark<'py>(
     let future = here.future.clone().unbind();
     here.port()
         .wait_mark(log, level, Waiter { lsn, value, future });
-    DONE_IN_A_ROW.set(0);
     Ok(Step::Wait(here.future, None))
 }
 
@@ -326,10 +351,18 @@ fn start_line(
     }
 }
 
+/// Whether an await that is done at once may go on at once. False ends the row: it yields.
 fn is_fair() -> bool {
-    let count = DONE_IN_A_ROW.get() + 1;
-    DONE_IN_A_ROW.set(count % FAIR);
-    count < FAIR
+    let row = ROW.get();
+    let (count, now) = (row.count + 1, Instant::now());
+    let since = row.since.unwrap_or(now);
+    let is_fair = count < FAIR && now.duration_since(since) < FAIR_TIME;
+    let row = Row {
+        count,
+        since: Some(since),
+    };
+    ROW.set(if is_fair { row } else { NO_ROW });
+    is_fair
 }
 
 fn stop(value: Py<PyAny>) -> PyErr {
@@ -441,7 +474,9 @@ impl Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        if !self.is_owed || !matches!(&*lock(&self.state), State::Fresh(_)) {
+        // What a forked child inherited is its parent's to await.
+        let is_owed = self.owed_in.is_some_and(|origin| !origin.is_forked_child());
+        if !is_owed || !matches!(&*lock(&self.state), State::Fresh(_)) {
             return;
         }
         let name = self.name;

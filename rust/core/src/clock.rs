@@ -36,7 +36,7 @@ pub trait Clock: Send + Sync + std::fmt::Debug {
 }
 
 /// The machine's clocks.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SystemClock {
     origin: Instant,
 }

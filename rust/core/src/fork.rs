@@ -117,6 +117,13 @@ fn get_ready() -> Result<()> {
     ready.map_err(|errno| Error::from_errno(errno, "pthread_atfork"))
 }
 
+/// Takes the inherited descriptors away and counts the fork.
+///
+/// # Safety
+///
+/// Called only by the C library, in the child, before `fork` returns there: in any other process
+/// it would take the descriptors of logs that are open. [`get_ready`], the only place that names
+/// it, hands it to `pthread_atfork` and does not call it.
 unsafe extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     let stand_in = STAND_IN.load(Ordering::Relaxed);

@@ -6,6 +6,7 @@ import asyncio
 import collections.abc
 import gc
 import inspect
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -305,6 +306,28 @@ async def test_awaits_without_waiting_are_fair(directory: Path) -> None:
         assert 8 <= turns <= 12
         for _ in range(20):
             await asyncio.gather(*(log.append(b"x", durability="appended") for _ in range(64)))
+        task.cancel()
+
+
+async def test_slow_awaits_without_waiting_are_fair(directory: Path) -> None:
+    # The same by time: who takes long between awaits that are all done at once yields well before
+    # there were 128 of them.
+    async with Log.open(directory, settings=LogSettings(linger_s=3600.0)) as log:
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        for _ in range(60):
+            until = time.perf_counter() + 0.0005
+            while time.perf_counter() < until:
+                pass
+            await log.append(b"x", durability="appended")
+        assert 10 <= turns <= 40
         task.cancel()
 
 

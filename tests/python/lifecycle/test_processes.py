@@ -74,7 +74,7 @@ def _python(script: str, *arguments: str, expect: int = 0) -> str:
 def _last_lsn(directory: Path) -> int:
     log = _open(directory)
     last = log.last_lsn
-    assert log.close_within(10.0)
+    assert log._close_within(10.0)
     return last
 
 
@@ -92,10 +92,10 @@ def test_a_child_cannot_use_what_it_inherited(directory: Path) -> None:
             lambda: log.append_sync(b"x"),
             log.flush,
             log.close,
-            lambda: log.close_within(1.0),
+            lambda: log._close_within(1.0),
             lambda: log.cursor("c"),
             lambda: log.truncate_before(1),
-            lambda: log.reader(1, None, 1),
+            lambda: log._reader(1, None, 1),
         ]
         for call in calls:
             with pytest.raises(ForkedError):
@@ -104,7 +104,7 @@ def test_a_child_cannot_use_what_it_inherited(directory: Path) -> None:
     _in_child(child)
     assert ticket.wait(10) == 2
     assert log.append_sync(b"after") == 3
-    assert log.close_within(10.0)
+    assert log._close_within(10.0)
     assert _last_lsn(directory) == 3
 
 
@@ -123,7 +123,7 @@ def test_a_child_opens_its_own(directory: Path, tmp_path: Path) -> None:
 
     _in_child(child)
     assert log.append_sync(b"y") == 2
-    assert log.close_within(10.0)
+    assert log._close_within(10.0)
 
 
 def test_a_child_that_ends_normally_harms_nothing(directory: Path) -> None:
@@ -145,6 +145,45 @@ def test_a_child_that_ends_normally_harms_nothing(directory: Path) -> None:
         asyncio.run(main())
     """
     assert _python(script, os.fspath(directory)) == ""
+    assert _last_lsn(directory) == 2
+
+
+@pytest.mark.parametrize("how", ["falls off the end", "sys.exit", "raise", "a grandchild"])
+def test_a_child_that_exits_says_nothing_of_its_parents_log(directory: Path, how: str) -> None:
+    # At exit a child keeps silent about logs, opens and operations that it only inherited.
+    script = """
+        import asyncio, os, sys
+        from millrace import Log, LogSettings
+        async def main():
+            return await Log.open(sys.argv[1], settings=LogSettings(linger_s=3600.0))
+        how = sys.argv[2]
+        log = asyncio.run(main())
+        opening = Log.open(sys.argv[1] + "-other", read_only=True)
+        operation, ticket = log.append(b"operation"), log.submit(b"ticket")
+        reader = log.read()
+        held = [log, opening, operation, ticket, reader]
+        held.append(held)
+        parent = os.getpid()
+        if os.fork() == 0:
+            if how == "a grandchild" and os.fork() != 0:
+                os.wait()
+            if how == "sys.exit":
+                sys.exit(0)
+            if how == "raise":
+                raise SystemExit(0)
+        if os.getpid() == parent:
+            _, status = os.wait()
+            assert status == 0, status
+            async def finish():
+                await log.close()
+                await operation
+                try:
+                    await opening
+                except OSError:
+                    pass
+            asyncio.run(finish())
+    """
+    assert _python(script, os.fspath(directory), how) == ""
     assert _last_lsn(directory) == 2
 
 

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
+import re
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,6 +18,7 @@ import pytest
 
 from millrace import (
     ClosedError,
+    Error,
     IoTimeout,
     Log,
     LogSettings,
@@ -19,6 +27,7 @@ from millrace import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from millrace.types import Durability
@@ -209,7 +218,7 @@ def test_append_sync_from_threads(directory: Path) -> None:
         thread.join()
     assert sorted(given) == list(range(1, 81))
     assert log.durable_lsn == 80
-    assert log.close_within(10.0)
+    assert log._close_within(10.0)
 
 
 async def test_append_sync_gives_up_in_line(directory: Path, held: LogSettings) -> None:
@@ -238,6 +247,109 @@ async def test_limits_name_themselves(directory: Path, small: LogSettings) -> No
         assert await log.append(bytes(log_limit)) == 1
 
 
+@pytest.mark.parametrize("state", ["closed", "closing", "failed", "read_only"])
+async def test_an_empty_batch_needs_an_open_log(
+    directory: Path,
+    held: LogSettings,
+    state: str,
+) -> None:
+    # It raises what any append raises; only on a live log it is an empty range, at once.
+    settings = LogSettings(commit_path="pwrite") if state == "failed" else held
+    log = await Log.open(directory, settings=settings)
+    waiting = asyncio.create_task(log.append(b"x"))
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(log.append_many([]), 0.5) == range(2, 2)
+    closing = log.close() if state == "closing" else None
+    if state == "closing":
+        await waiting
+    elif state == "failed":
+        await waiting
+        with _files_limited(), contextlib.suppress(Error):
+            while True:
+                await log.append(bytes(1 << 20))
+    else:
+        await log.close()
+        await waiting
+    if state == "read_only":
+        log = await Log.open(directory, read_only=True)
+    with pytest.raises((Error, ValueError)) as any_append:
+        await log.append(b"x")
+    with pytest.raises(type(any_append.value), match=re.escape(str(any_append.value))):
+        await log.append_many([])
+    with contextlib.suppress(Error):
+        await (closing or log.close())
+
+
+@contextlib.contextmanager
+def _files_limited() -> Iterator[None]:
+    """No file of this process grows beyond one MiB; a write that would is an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_what_is_too_large_is_not_copied(directory: Path, tmp_path: Path) -> None:
+    # The size is looked at before the bytes are: refusing a terabyte takes no memory, and no more
+    # does a batch of which each record by itself would do.
+    script = """
+        import asyncio, mmap, resource, sys
+        from millrace import Log, Ring, TooLargeError
+        MIB = 1 << 20
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        def refuses(call, argument, limit):
+            try:
+                call(argument)
+            except TooLargeError as refused:
+                assert refused.limit == limit, refused.limit
+            else:
+                raise AssertionError("taken")
+        async def main():
+            with open(sys.argv[2], "w+b") as file:
+                file.truncate(1 << 40)
+                huge = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            block = memoryview(bytes(8 * MIB))
+            async with Log.open(sys.argv[1]) as log:
+                before = peak()
+                for call in (log.append, log.submit, log.append_sync):
+                    refuses(call, huge, "record_bytes_max")
+                for call in (Ring(8).try_append, Ring(8).append, Ring(8).append_blocking):
+                    refuses(call, huge, "entry_bytes_max")
+                refuses(log.append_many, [block, huge], "record_bytes_max")
+                for many in ([block] * 100, (block,) * 100):
+                    refuses(log.append_many, many, "group_bytes_max")
+                grown = peak() - before
+                assert grown < 8 * MIB, grown
+                endless = iter(lambda: block, None)
+                refuses(log.append_many, endless, "group_bytes_max")
+                refuses(log.append_many, iter(lambda: b"", None), "ring_entries")
+                grown = peak() - before
+                assert grown < 64 * MIB, grown
+                one = bytearray(1)
+                def reused():
+                    for number in range(3):
+                        one[0] = number
+                        yield one
+                assert await log.append_many(reused()) == range(1, 4)
+                data = [record.data async for record in log.read()]
+                assert data == [b"\\0", b"\\1", b"\\2"], data
+        asyncio.run(main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), directory, tmp_path / "huge"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 async def test_a_closed_log_says_so(directory: Path) -> None:
     # After the close every call fails alike, and closing again is fine.
     log = await Log.open(directory)
@@ -249,7 +361,7 @@ async def test_a_closed_log_says_so(directory: Path) -> None:
             call(b"y")
     with pytest.raises(ClosedError):
         log.append_many([b"y"])
-    assert log.state == "closed"
+    assert log.statistics().state == "closed"
     assert (log.last_lsn, log.durable_lsn) == (1, 1)
     assert "state=closed" in repr(log)
 

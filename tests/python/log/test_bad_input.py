@@ -347,7 +347,7 @@ async def test_opened_twice(directory: Path) -> None:
         assert caught.value.pid == os.getpid()
         assert isinstance(caught.value, BlockingIOError)
         async with Log.open(directory, read_only=True) as reader:
-            assert reader.state == "read_only"
+            assert reader.statistics().state == "read_only"
         assert await log.append(b"x") == 1
 
 

@@ -57,6 +57,46 @@ def test_the_public_names_are_these() -> None:
     assert millrace.__version__.count(".") == 2
 
 
+_LOG = [
+    "append",
+    "append_many",
+    "append_sync",
+    "close",
+    "cursor",
+    "durable_lsn",
+    "first_lsn",
+    "flush",
+    "follow",
+    "last_lsn",
+    "open",
+    "path",
+    "read",
+    "read_batches",
+    "recovery",
+    "statistics",
+    "submit",
+    "truncate_before",
+]
+
+_RING = [
+    "append",
+    "append_blocking",
+    "capacity",
+    "close",
+    "drain",
+    "is_closed",
+    "statistics",
+    "try_append",
+    "wait",
+]
+
+
+def test_the_names_on_a_log_and_a_ring_are_these() -> None:
+    # What the binding needs for itself is no promise to anybody, so it carries an underscore.
+    for kind, names in ((millrace.Log, _LOG), (millrace.Ring, _RING)):
+        assert [name for name in dir(kind) if not name.startswith("_")] == names
+
+
 def test_everything_public_is_documented() -> None:
     # Whatever a user can call answers `help()`.
     bare = []

@@ -70,6 +70,9 @@ pub fn urge(py: Python<'_>, engine: &Arc<Shared>, alone: bool) -> PyResult<()> {
 
 /// Turns on a thread that has no loop, or is busy with something else.
 pub fn turn_here(engine: &Shared) {
+    if engine.origin.is_forked_child() {
+        return;
+    }
     if let Some(turnable) = turnable(engine)
         && turnable.turn() == Next::Elsewhere
     {

@@ -203,6 +203,7 @@ impl Ring {
     }
 
     /// Return the fields of `RingStatistics`.
+    #[pyo3(name = "_statistics_report")]
     fn statistics_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let seen = self.core.producer.statistics();
         let dict = PyDict::new(py);
@@ -254,7 +255,11 @@ impl Core {
     }
 
     fn item(&self, data: &Bound<'_, PyAny>) -> PyResult<(Item, Slip)> {
-        let data = buffer::payload(data)?;
+        let py = data.py();
+        let data = buffer::payload(data, |length| {
+            let checked = self.producer.check(length);
+            checked.map_err(|reason| error::raise(py, &reason.into()))
+        })?;
         let (completion, answer) = self.producer.completion();
         let verdict = Verdict::new(PyOnceLock::new());
         let slip = Slip {

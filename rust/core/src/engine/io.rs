@@ -43,7 +43,7 @@ pub enum DriverSetting {
     Auto,
     /// A thread of ours.
     Thread,
-    /// Whoever calls [`Turnable::try_turn`]: the program's event loop.
+    /// Whoever calls [`Turnable::turn`]: the program's event loop.
     Loop,
 }
 
@@ -86,7 +86,7 @@ pub fn open(settings: &IoSettings) -> Result<IoEngine> {
     let (backend, info) = choose(&clock, wanted, guest, numbers.size, dir)?;
     let (made, handle) = IoLoop::new(backend, clock, numbers)?;
     let driver = if guest {
-        Driver::Guest(Turnable::new(made))
+        Driver::Guest(Turnable::new(made)?)
     } else {
         Driver::Thread(Mutex::new(Some(driver::spawn(made)?)))
     };

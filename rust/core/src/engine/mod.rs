@@ -9,7 +9,7 @@ use crate::{
     clock::{Clock, SystemClock},
     error::{Error, ErrorKind, Result},
     ids::StoreId,
-    io::{Disk, Durability},
+    io::{Disk, Durability, Wanted},
     sync::Arc,
     threads::ThreadsDisk,
     uring::{self, UringDisk},
@@ -70,22 +70,23 @@ pub struct BackendInfo {
 /// than this: half of what one event loop needs to run a few dozen tasks once.
 const PATIENCE_MAX: Duration = Duration::from_micros(100);
 
-/// Opens a log on the machine's own disk, creating it if needed.
+/// Opens a log on the machine's own disk, creating it if needed, as long as it is `wanted`.
 pub fn open_log(
     path: &Path,
     mut settings: LogSettings,
     way: WaySetting,
     backend: BackendSetting,
+    wanted: &Wanted,
 ) -> Result<Log> {
-    let world = world()?;
+    let world = world_while(wanted)?;
     let candidates = candidates(&world, way, backend)?;
     settings.patience_max = PATIENCE_MAX;
     Log::open(&world, path, settings, &candidates)
 }
 
 /// Opens a log to read: no lock, nothing in the directory changes.
-pub fn open_log_read_only(path: &Path, settings: LogSettings) -> Result<Log> {
-    Log::open_read_only(&world()?, path, settings)
+pub fn open_log_read_only(path: &Path, settings: LogSettings, wanted: &Wanted) -> Result<Log> {
+    Log::open_read_only(&world_while(wanted)?, path, settings)
 }
 
 /// Which backend a log would use here.
@@ -117,7 +118,13 @@ pub fn world() -> Result<World> {
         clock,
         census: Box::new(ProcCensus),
         fresh_id: random_id()?,
+        wanted: Wanted::default(),
     })
+}
+
+fn world_while(wanted: &Wanted) -> Result<World> {
+    let wanted = wanted.clone();
+    Ok(World { wanted, ..world()? })
 }
 
 /// A disk behind the kernel's ring, and the name of its variant.

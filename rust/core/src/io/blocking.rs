@@ -2,7 +2,14 @@
 //!
 //! Never used by the commit path, and never on a thread that must not wait.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use super::{Access, Answer, Backend, Buffer, Class, File, Finished, Op, Request, Token, Wait};
 use crate::{
@@ -10,10 +17,33 @@ use crate::{
     error::{Error, ErrorKind, Result},
 };
 
+/// Whether anybody still waits for what a long operation will give. Clones share the answer.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted(Arc<AtomicBool>);
+
+impl Wanted {
+    /// Nobody does any more.
+    pub fn withdraw(&self) {
+        // Relaxed: the flag carries nothing but itself.
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                ErrorKind::Abandoned,
+                "cancelled before it had changed anything",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// A backend with nothing else in flight, used synchronously.
 pub struct Blocking<'a> {
     backend: &'a mut dyn Backend,
     finished: Vec<Finished>,
+    wanted: Option<Wanted>,
 }
 
 impl<'a> Blocking<'a> {
@@ -23,6 +53,7 @@ impl<'a> Blocking<'a> {
         Self {
             backend,
             finished: Vec::new(),
+            wanted: None,
         }
     }
 
@@ -172,6 +203,18 @@ impl<'a> Blocking<'a> {
         Ok(())
     }
 
+    /// Refuses every operation from the moment that `wanted` is withdrawn.
+    #[must_use]
+    pub fn while_wanted(mut self, wanted: &Wanted) -> Self {
+        self.wanted = Some(wanted.clone());
+        self
+    }
+
+    /// From here on nothing is refused: what has begun is brought to its end.
+    pub fn to_the_end(&mut self) {
+        self.wanted = None;
+    }
+
     fn file(&mut self, op: Op) -> Result<File> {
         match self.run(op)?.0 {
             Answer::File(file) => Ok(file),
@@ -184,6 +227,7 @@ impl<'a> Blocking<'a> {
     }
 
     fn run(&mut self, op: Op) -> Result<(Answer, Option<Buffer>)> {
+        self.wanted.as_ref().map_or(Ok(()), Wanted::check)?;
         let request = Request {
             token: Token(0),
             class: Class::Foreground,

@@ -12,69 +12,19 @@
 
 use std::{
     collections::HashMap,
-    os::fd::RawFd,
+    os::fd::{BorrowedFd, RawFd},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use super::{
-    Backend, Cancelled, Disk, Effort, File, Finished, Leftovers, Op, Request, Token, Wait, Wake,
+    Backend, Cancelled, Disk, Effort, File, Finished, Kind, Leftovers, Request, Token, Wait, Wake,
 };
 use crate::{
     clock::Mono,
     error::{Error, Result},
     sync::lock,
 };
-
-/// What a request asks for, as faults tell them apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "one for each operation, named like it")]
-pub enum Kind {
-    OpenDir,
-    Open,
-    List,
-    Length,
-    Read,
-    /// A write that does not wait for durability.
-    Write,
-    /// A write that does.
-    WriteSync,
-    Sync,
-    Allocate,
-    Truncate,
-    Rename,
-    Unlink,
-    SyncDir,
-    DropCache,
-    Lock,
-    Unlock,
-}
-
-impl Kind {
-    /// The kind of an operation.
-    pub fn of(op: &Op) -> Self {
-        match op {
-            Op::OpenDir { .. } => Self::OpenDir,
-            Op::Open { .. } | Op::OpenPath { .. } => Self::Open,
-            Op::List { .. } => Self::List,
-            Op::Length { .. } | Op::Stat { .. } | Op::StatPath { .. } => Self::Length,
-            Op::Read { .. } | Op::Recv { .. } => Self::Read,
-            Op::Write { sync: false, .. } | Op::WriteMany { sync: false, .. } | Op::Send { .. } => {
-                Self::Write
-            }
-            Op::Write { sync: true, .. } | Op::WriteMany { sync: true, .. } => Self::WriteSync,
-            Op::Sync { .. } | Op::SyncData { .. } => Self::Sync,
-            Op::Allocate { .. } => Self::Allocate,
-            Op::Truncate { .. } => Self::Truncate,
-            Op::Rename { .. } | Op::RenamePath { .. } => Self::Rename,
-            Op::Unlink { .. } | Op::UnlinkPath { .. } => Self::Unlink,
-            Op::SyncDir { .. } | Op::SyncPath { .. } => Self::SyncDir,
-            Op::DropCache { .. } => Self::DropCache,
-            Op::Lock { .. } => Self::Lock,
-            Op::Unlock { .. } | Op::Close { .. } => Self::Unlock,
-        }
-    }
-}
 
 /// One way to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -313,6 +263,10 @@ impl Backend for FaultyBackend {
 
     fn effort(&self) -> Effort {
         self.inner.effort()
+    }
+
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.inner.notify(bell)
     }
 
     fn watched(&self) -> Vec<RawFd> {

@@ -24,9 +24,16 @@
 //!
 //! Nothing here orders two requests in flight at the same time; owners wait for an answer first.
 
-use std::{os::fd::RawFd, sync::Arc, time::Duration};
+use std::{
+    os::fd::{BorrowedFd, RawFd},
+    sync::Arc,
+    time::Duration,
+};
 
-use crate::{clock::Mono, error::Result};
+use crate::{
+    clock::Mono,
+    error::{Error, ErrorKind, Result},
+};
 
 pub use crate::sync::Wake;
 
@@ -39,6 +46,8 @@ pub(crate) mod execute;
 pub mod faulty;
 mod file;
 #[cfg(any(test, feature = "testing"))]
+mod kind;
+#[cfg(any(test, feature = "testing"))]
 mod memory;
 pub(crate) mod program;
 mod request;
@@ -47,10 +56,12 @@ pub(crate) mod sys;
 pub(crate) mod vectors;
 pub(crate) mod worker;
 
-pub use blocking::Blocking;
+pub use blocking::{Blocking, Wanted};
 pub use buffer::{BLOCK, Buffer};
 pub use execute::{Alignment, Durability, direct_alignment};
 pub use file::{Access, File, Open};
+#[cfg(any(test, feature = "testing"))]
+pub use kind::Kind;
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryDisk;
 pub(crate) use request::total;
@@ -150,10 +161,21 @@ pub trait Backend: Send {
         Effort::default()
     }
 
-    /// Descriptors that become readable when a poll would find something, for an owner who waits
-    /// elsewhere. Empty if this backend must be polled to get on.
+    /// Descriptors that an owner who waits elsewhere watches beside the bell of
+    /// [`notify`](Self::notify): readable when a poll would find something.
     fn watched(&self) -> Vec<RawFd> {
         Vec::new()
+    }
+
+    /// Raises `bell`, an eventfd, whenever something finishes or the backend was woken, so that a
+    /// thread that sleeps elsewhere learns that polling is worth it; `None` ends that. What
+    /// finished before the call is not told. Only a backend that any thread may turn offers it.
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        let _ = bell;
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "this backend cannot wake an event loop",
+        ))
     }
 
     /// Keeps `lock` open for as long as the kernel may still carry out writes of this backend,

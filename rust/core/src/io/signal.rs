@@ -1,56 +1,65 @@
-//! The sleep handshake between the owner of a backend and everybody who may end its wait.
+//! How the owner of a backend sleeps, and how everybody else ends that: the [`Handshake`] with the
+//! bell behind it, an eventfd that is rung only if the owner announced sleep.
 //!
-//! One word holds who said what; the bell (an eventfd) is rung only if the owner announced sleep.
+//! An owner that waits elsewhere, in an event loop, gives a descriptor of that loop instead: the
+//! first call after each of its looks raises it.
 //!
-//! ```text
-//! owner    announce: 0 -> SLEEPING, or refuse   -- wait for the bell --   retract: swap 0
-//! others   set WOKEN or NUDGED; ring the bell if SLEEPING was there and nobody rang yet
-//! ```
-//!
-//! # Always true
-//!
-//! 1. A bit set before the owner announces makes it refuse to sleep; a bit set after rings the
-//!    bell. Both happen on one word, so there is no third case.
-//! 2. The bell may ring late, for a sleep that is over. That costs one look at the word.
-//!
-//! A *wake* is from outside and ends the poll. A *nudge* is from a thread of ours: there is
-//! something to collect, look again.
+//! The bell may ring late, for a sleep that is over. That costs one look at the word.
 
 use std::{
-    os::fd::{AsRawFd, OwnedFd, RawFd},
-    sync::atomic::{AtomicU32, Ordering},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use super::sys;
 use crate::{
     error::{Error, Result},
-    sync::Wake,
+    port::handshake::{Call, Handshake, NUDGED, WOKEN},
+    sync::{Count, Wake, lock},
 };
-
-const SLEEPING: u32 = 1;
-const NUDGED: u32 = 2;
-const WOKEN: u32 = 4;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Signal {
-    word: AtomicU32,
+    word: Handshake,
     bell: OwnedFd,
+    /// Where an owner waits that does not sleep here.
+    elsewhere: Mutex<Option<OwnedFd>>,
+    is_elsewhere: AtomicBool,
+    rung: Count,
+    coalesced: Count,
 }
 
 impl Signal {
     pub(crate) fn new() -> Result<Self> {
         let bell = sys::event().map_err(|errno| Error::from_errno(errno.0, "eventfd"))?;
         Ok(Self {
-            word: AtomicU32::new(0),
+            word: Handshake::default(),
             bell,
+            elsewhere: Mutex::default(),
+            is_elsewhere: AtomicBool::new(false),
+            rung: Count::default(),
+            coalesced: Count::default(),
         })
     }
 
     /// Readable while the bell rings.
     pub(crate) fn bell(&self) -> RawFd {
         self.bell.as_raw_fd()
+    }
+
+    /// From now on calls are told to `bell`, an eventfd, too; or no longer.
+    pub(crate) fn tell(&self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        let copy = bell.map(|bell| bell.try_clone_to_owned()).transpose();
+        let copy = copy.map_err(|error| Error::from_io(&error, "dup"))?;
+        // A caller that misses this looks at the old place; the owner looks once after the change.
+        self.is_elsewhere.store(copy.is_some(), Ordering::Relaxed);
+        *lock(&self.elsewhere) = copy;
+        Ok(())
     }
 
     /// Silences the bell. Only a sleep that is over may be silenced.
@@ -60,22 +69,17 @@ impl Signal {
 
     /// Something of the backend's own is ready to be collected.
     pub(crate) fn nudge(&self) {
-        self.set(NUDGED);
+        self.call(NUDGED);
     }
 
     /// Whether a wake came; forgets it, and nudges too, because the caller looks now.
     pub(crate) fn take(&self) -> bool {
-        // Acquire pairs with the release in `set`: who sees the bit sees what was published
-        // before it.
-        self.word.swap(0, Ordering::Acquire) & WOKEN != 0
+        self.word.take() & WOKEN != 0
     }
 
     /// Says that the owner is about to sleep; false if somebody called in the meantime.
     pub(crate) fn announce(&self) -> bool {
-        // Acquire on failure pairs with `set`, as in `take`. On success nothing was published.
-        self.word
-            .compare_exchange(0, SLEEPING, Ordering::Relaxed, Ordering::Acquire)
-            .is_ok()
+        self.word.announce()
     }
 
     /// Sleeps on the bell after [`announce`](Self::announce), and on `other` if there is one; for
@@ -90,18 +94,30 @@ impl Signal {
         self.take()
     }
 
-    fn set(&self, bit: u32) {
-        // Release pairs with the acquires of the owner. The bell is for the first caller only:
-        // the word shows whether somebody rang during this sleep.
-        let before = self.word.fetch_or(bit, Ordering::AcqRel);
-        if before == SLEEPING {
-            sys::raise(self.bell());
+    fn call(&self, bit: u32) {
+        match self.word.call(bit) {
+            Call::Ring => {
+                self.rung.up();
+                sys::raise(self.bell());
+            }
+            Call::First if self.is_elsewhere.load(Ordering::Relaxed) => {
+                self.rung.up();
+                if let Some(bell) = &*lock(&self.elsewhere) {
+                    sys::raise(bell.as_raw_fd());
+                }
+            }
+            Call::First | Call::Again => self.coalesced.up(),
         }
+    }
+
+    /// How often a sleep was ended, and how often that was not needed.
+    pub(crate) fn counted(&self) -> (u64, u64) {
+        (self.rung.get(), self.coalesced.get())
     }
 }
 
 impl Wake for Signal {
     fn wake(&self) {
-        self.set(WOKEN);
+        self.call(WOKEN);
     }
 }

@@ -1,8 +1,8 @@
 //! Who turns a loop: a thread of ours, or whoever has the time.
 
 use std::{
-    os::fd::RawFd,
-    sync::{Arc, Mutex, TryLockError},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread::JoinHandle,
 };
 
@@ -10,6 +10,7 @@ use super::{IoLoop, Turned};
 use crate::{
     error::{Error, Result},
     io::{self, Wait, sys},
+    sync::lock,
 };
 
 /// Starts a thread that turns `engine` until it is over. The thread takes no signals and never
@@ -26,46 +27,101 @@ pub fn spawn(mut engine: IoLoop) -> Result<JoinHandle<()>> {
 }
 
 /// A loop that anybody may turn, one at a time: an event loop when one of the watched descriptors
-/// is readable or after it submitted, and any thread that waits for an answer.
+/// is readable or right after it submitted, and any thread that waits for an answer.
+///
+/// For an event loop:
+///
+/// ```text
+/// watch each of watched() for reading; when one is: quiet(), then turn()
+/// after submissions (Handle::submit_quietly): turn()
+/// turn() says when to turn again at the latest, if nothing becomes readable before
+/// ```
 #[derive(Clone)]
-pub struct Turnable {
-    inner: Arc<Mutex<IoLoop>>,
-    watched: Arc<[RawFd]>,
+pub struct Turnable(Arc<Inner>);
+
+struct Inner {
+    /// The loop, while nobody turns it.
+    engine: Mutex<Option<Box<IoLoop>>>,
+    /// A turn is over.
+    turned: Condvar,
+    /// Raised by the backend; watched by the event loop.
+    bell: OwnedFd,
+    watched: Vec<RawFd>,
+}
+
+/// When to turn again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// When a watched descriptor is readable.
+    Readable,
+    /// The same, or at this instant of the loop's clock.
+    At(crate::clock::Mono),
+    /// Another thread turns it now, and will see what was submitted.
+    Elsewhere,
+    /// Never: it is over.
+    Over,
 }
 
 impl Turnable {
     /// Wraps a loop whose backend may be turned by any thread.
-    pub fn new(engine: IoLoop) -> Self {
-        let watched = engine.watched().into();
-        Self {
-            inner: Arc::new(Mutex::new(engine)),
+    pub fn new(mut engine: IoLoop) -> Result<Self> {
+        let bell = sys::event().map_err(|errno| Error::from_errno(errno.0, "eventfd"))?;
+        let mut watched = engine.notify(bell.as_fd())?;
+        watched.insert(0, bell.as_raw_fd());
+        Ok(Self(Arc::new(Inner {
+            engine: Mutex::new(Some(Box::new(engine))),
+            turned: Condvar::new(),
+            bell,
             watched,
-        }
+        })))
     }
 
-    /// Descriptors that become readable when a turn would find something. They stay readable
-    /// until a turn.
+    /// Descriptors that are readable when a turn would find something.
     pub fn watched(&self) -> &[RawFd] {
-        &self.watched
+        &self.0.watched
     }
 
-    /// Turns once, without waiting; `None` if another thread turns it now.
-    pub fn try_turn(&self) -> Option<Turned> {
-        match self.inner.try_lock() {
-            Ok(mut engine) => Some(engine.turn(Wait::Never)),
-            Err(TryLockError::WouldBlock) => None,
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner().turn(Wait::Never)),
-        }
+    /// Makes the bell silent again; turn after this, not before.
+    pub fn quiet(&self) {
+        sys::lower(self.0.bell.as_raw_fd());
     }
 
-    /// Turns as long as `go_on`, waiting for what there is to wait for. For threads that have
-    /// nothing else to do.
+    /// Turns once, without waiting.
+    pub fn turn(&self) -> Next {
+        let Some(mut engine) = lock(&self.0.engine).take() else {
+            return Next::Elsewhere;
+        };
+        let next = match engine.turn(Wait::Never) {
+            Turned::Over => Next::Over,
+            Turned::On => engine.next_deadline().map_or(Next::Readable, Next::At),
+        };
+        self.put_back(engine);
+        next
+    }
+
+    /// Turns as long as `go_on`, waiting for what there is to wait for; while another thread turns,
+    /// waits for its turns to end. For threads that have nothing else to do.
+    /// [`Handle::submit`](super::Handle::submit) ends their wait.
     pub fn turn_while(&self, go_on: impl Fn() -> bool) {
+        let mut place = lock(&self.0.engine);
         while go_on() {
-            let mut engine = crate::sync::lock(&self.inner);
-            if go_on() && engine.turn(Wait::Forever) == Turned::Over {
+            let Some(mut engine) = place.take() else {
+                let wait = self.0.turned.wait(place);
+                place = wait.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            drop(place);
+            let turned = engine.turn(Wait::Forever);
+            self.put_back(engine);
+            if turned == Turned::Over {
                 return;
             }
+            place = lock(&self.0.engine);
         }
+    }
+
+    fn put_back(&self, engine: Box<IoLoop>) {
+        *lock(&self.0.engine) = Some(engine);
+        self.0.turned.notify_all();
     }
 }

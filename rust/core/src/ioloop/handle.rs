@@ -113,12 +113,18 @@ impl Shared {
 
     fn publish(&self, message: Message) {
         self.queue.push(message);
+        self.look_after(true);
+    }
+
+    /// Sees to it that what was pushed is taken: by the loop, which is woken if wanted, or, if that
+    /// is over, here.
+    fn look_after(&self, wake: bool) {
         // Partner: the fence in `end`. The push is before it and the look at the state after it,
         // so either `end` finds the message or we find that it is over.
         fence(Ordering::SeqCst);
         if self.state.load(Ordering::Relaxed) == OVER {
             self.answer_queue();
-        } else {
+        } else if wake {
             self.waker.wake();
         }
     }
@@ -201,7 +207,26 @@ impl Handle {
         tag: u64,
     ) -> Result<Id> {
         self.check(&ask)?;
-        Ok(self.accept(ask, deadline, sink, tag))
+        Ok(self.accept(ask, deadline, sink, tag, true))
+    }
+
+    /// As [`submit`](Self::submit), for callers who turn the loop right after it themselves: nobody
+    /// is woken. If another thread turns it at that moment
+    /// ([`Next::Elsewhere`](super::driver::Next)), [`wake`](Self::wake) has to follow.
+    pub fn submit_quietly(
+        &self,
+        ask: Ask,
+        deadline: Option<Mono>,
+        sink: Arc<dyn Sink>,
+        tag: u64,
+    ) -> Result<Id> {
+        self.check(&ask)?;
+        Ok(self.accept(ask, deadline, sink, tag, false))
+    }
+
+    /// Makes whoever turns the loop look again.
+    pub fn wake(&self) {
+        self.shared().waker.wake();
     }
 
     /// As [`submit`](Self::submit), but gives the request back instead of letting more than
@@ -221,7 +246,7 @@ impl Handle {
             let full = Error::new(ErrorKind::Overloaded, "the I/O engine has enough to do");
             return Err((ask, full.with("size", shared.size as i128)));
         }
-        Ok(self.accept(ask, deadline, sink, tag))
+        Ok(self.accept(ask, deadline, sink, tag, true))
     }
 
     fn check(&self, ask: &Ask) -> Result<()> {
@@ -234,18 +259,26 @@ impl Handle {
         Ok(())
     }
 
-    fn accept(&self, ask: Ask, deadline: Option<Mono>, sink: Arc<dyn Sink>, tag: u64) -> Id {
+    fn accept(
+        &self,
+        ask: Ask,
+        deadline: Option<Mono>,
+        sink: Arc<dyn Sink>,
+        tag: u64,
+        wake: bool,
+    ) -> Id {
         let shared = self.shared();
         let id = Id(shared.next_id.fetch_add(1, Ordering::Relaxed));
         shared.waiting.fetch_add(1, Ordering::Relaxed);
         shared.metrics.submitted.up();
-        shared.publish(Message::Submit(Submission {
+        shared.queue.push(Message::Submit(Submission {
             id,
             ask,
             deadline,
             waiter: Waiter { sink, tag },
             at: shared.clock.now(),
         }));
+        shared.look_after(wake);
         id
     }
 

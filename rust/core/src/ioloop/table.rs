@@ -326,6 +326,10 @@ impl Lanes {
         }
     }
 
+    pub(super) fn has_urgent(&self) -> bool {
+        !self.urgent.is_empty()
+    }
+
     /// Forgets tokens of rows that left, if they are many; `live` is how many rows wait.
     pub(super) fn sweep(&mut self, live: usize, mut waits: impl FnMut(Token) -> bool) {
         const FEW: usize = 64;

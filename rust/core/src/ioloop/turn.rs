@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    os::fd::{BorrowedFd, RawFd},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -133,11 +134,25 @@ impl IoLoop {
         }
     }
 
-    /// See [`Backend::watched`].
-    pub(super) fn watched(&self) -> Vec<std::os::fd::RawFd> {
-        self.backend
-            .as_ref()
-            .map_or_else(Vec::new, |one| one.watched())
+    /// See [`Backend::notify`]; returns what is to be watched beside the bell.
+    pub(super) fn notify(&mut self, bell: BorrowedFd<'_>) -> Result<Vec<RawFd>> {
+        let Some(backend) = self.backend.as_mut() else {
+            return Ok(Vec::new());
+        };
+        backend.notify(Some(bell))?;
+        Ok(backend.watched())
+    }
+
+    /// When a turn is due at the latest.
+    pub(super) fn next_deadline(&self) -> Option<Mono> {
+        if self.can_admit() {
+            return Some(self.now());
+        }
+        match self.shortened(Wait::Forever) {
+            Wait::Until(until) => Some(until),
+            Wait::Never => Some(self.now()),
+            Wait::Forever => None,
+        }
     }
 
     pub(super) fn now(&self) -> Mono {
@@ -334,6 +349,14 @@ impl IoLoop {
             let waits = |row: &mut Row| row.in_flight_since().is_none();
             table.get(key).is_some_and(waits)
         });
+    }
+
+    /// Whether a turn would find room for something that waits: what has just ended made it.
+    fn can_admit(&self) -> bool {
+        let room = self.table.in_flight() < self.settings.size;
+        let bulk_max = self.settings.size - self.settings.reserved();
+        let fits = self.lanes.has_urgent() || self.bulk_in_flight < bulk_max;
+        self.table.waiting() > 0 && room && fits && !self.is_backend_full()
     }
 
     /// Hands one waiting request to the backend; false if it takes no more now.

@@ -3,7 +3,11 @@
 use loom::{model::Builder, sync::Arc as LoomArc, thread};
 use std::sync::Arc;
 
-use super::{Doorbell, Drained, Port, Watch};
+use super::{
+    Doorbell, Drained, Port, Watch,
+    handshake::{Call, Handshake, NUDGED, WOKEN},
+    signal::Signal,
+};
 use crate::sync::{AtomicU64, Ordering, Wake};
 
 fn explore(model: impl Fn() + Send + Sync + 'static) {
@@ -113,5 +117,84 @@ fn a_mark_and_an_item_share_one_bell() {
         }
         poster.join().unwrap();
         marker.join().unwrap();
+    });
+}
+
+/// An owner that looks, then sleeps if nobody called, as a backend's owner does.
+fn serve(word: &Handshake, bell: &Signal, mut look: impl FnMut() -> bool) {
+    // What is published before a call is looked for before the call is taken, too: the turn takes
+    // messages first and the word after, so a call may be for something already seen.
+    while !look() {
+        if word.take() != 0 || !word.announce() {
+            continue;
+        }
+        bell.wait();
+        bell.lower();
+        word.take();
+    }
+}
+
+#[test]
+fn a_call_reaches_an_owner_that_sleeps_or_is_about_to() {
+    // Two callers publish and call; the owner sees both, however looking, announcing, sleeping and
+    // calling interleave. What is published is plain memory: only the word orders it.
+    explore(|| {
+        let word = LoomArc::new(Handshake::default());
+        let bell = LoomArc::new(Signal::new().unwrap());
+        let published: Vec<_> = (0..2).map(|_| LoomArc::new(AtomicU64::new(0))).collect();
+        let callers: Vec<_> = published
+            .iter()
+            .zip([WOKEN, NUDGED])
+            .map(|(place, bit)| {
+                let (word, bell, place) = (word.clone(), bell.clone(), place.clone());
+                thread::spawn(move || {
+                    place.store(1, Ordering::Relaxed);
+                    if word.call(bit) == Call::Ring {
+                        bell.raise();
+                    }
+                })
+            })
+            .collect();
+        serve(&word, &bell, || {
+            published
+                .iter()
+                .all(|place| place.load(Ordering::Relaxed) == 1)
+        });
+        for caller in callers {
+            caller.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_call_reaches_an_owner_that_waits_elsewhere() {
+    // The owner does not sleep on the word but in an event loop: the first call after each look
+    // raises the loop's own bell.
+    explore(|| {
+        let word = LoomArc::new(Handshake::default());
+        let elsewhere = LoomArc::new(Signal::new().unwrap());
+        let published = LoomArc::new(AtomicU64::new(0));
+        let callers: Vec<_> = (0..2)
+            .map(|_| {
+                let (word, elsewhere) = (word.clone(), elsewhere.clone());
+                let published = published.clone();
+                thread::spawn(move || {
+                    published.fetch_add(1, Ordering::Relaxed);
+                    if word.call(WOKEN) == Call::First {
+                        elsewhere.raise();
+                    }
+                })
+            })
+            .collect();
+        let mut seen = 0;
+        while seen < 2 {
+            elsewhere.wait();
+            elsewhere.lower();
+            word.take();
+            seen = published.load(Ordering::Relaxed);
+        }
+        for caller in callers {
+            caller.join().unwrap();
+        }
     });
 }

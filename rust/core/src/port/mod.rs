@@ -27,6 +27,7 @@
 //! What the items mean, and who watches the descriptor: that is the language binding's side.
 
 mod doorbell;
+pub mod handshake;
 mod signal;
 mod watch;
 
@@ -85,7 +86,9 @@ impl<T: Send> Port<T> {
         if !cfg!(mutant = "port_clear_after_take") {
             self.bell.silence();
         }
+        let unfinished = Unfinished(&self.bell);
         let drained = self.take(budget, &mut take);
+        std::mem::forget(unfinished);
         if cfg!(mutant = "port_clear_after_take") {
             self.bell.silence();
         }
@@ -103,6 +106,16 @@ impl<T: Send> Port<T> {
             }
         }
         Drained::BudgetSpent
+    }
+}
+
+/// A drain that has not come to its end. Dropped by a panic in what it called, it rings for what
+/// was not taken.
+struct Unfinished<'a>(&'a Doorbell);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.ring();
     }
 }
 

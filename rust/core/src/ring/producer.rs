@@ -101,6 +101,13 @@ impl<T: Weigh + Send> Producer<T> {
         }
     }
 
+    /// Refuses an entry of so many bytes that waiting would not help, before anybody makes it.
+    #[inline]
+    pub fn check(&self, bytes: usize) -> Result<(), Refusal> {
+        let checked = self.shared.limits.check_entry(bytes);
+        checked.map_err(|reason| self.shared.refused(reason))
+    }
+
     /// Refuses every later append, and those that queue. What is inside stays for the consumer.
     /// True for the first caller.
     pub fn close(&self) -> bool {

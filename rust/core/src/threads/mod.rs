@@ -22,6 +22,7 @@
 
 use std::{
     collections::VecDeque,
+    os::fd::{BorrowedFd, RawFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,8 +32,8 @@ use crate::{
     error::{Error, ErrorKind, Result},
     fork::Origin,
     io::{
-        Backend, Cancelled, Class, Disk, Durability, File, Finished, Leftovers, Op, Request, Token,
-        Wait, Wake, execute,
+        Backend, Cancelled, Class, Disk, Durability, Effort, File, Finished, Leftovers, Op,
+        Request, Token, Wait, Wake, execute,
         signal::Signal,
         worker::{Workers, refused, take, withdrawn},
     },
@@ -231,6 +232,27 @@ impl Backend for ThreadsBackend {
 
     fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.origin.check()?;
+        if bell.is_some() {
+            self.sockets.prepare()?;
+        }
+        self.signal.tell(bell)
+    }
+
+    fn watched(&self) -> Vec<RawFd> {
+        self.sockets.set().into_iter().collect()
+    }
+
+    fn effort(&self) -> Effort {
+        let (wakes_rung, wakes_coalesced) = self.signal.counted();
+        Effort {
+            wakes_rung,
+            wakes_coalesced,
+            ..Effort::default()
+        }
     }
 
     fn hold(&mut self, lock: &File) -> Result<()> {

@@ -120,6 +120,20 @@ fn refused(Errno(errno): Errno, operation: &'static str, done: usize) -> Option<
 }
 
 impl Sockets {
+    /// Makes the watched set, if there is none yet.
+    pub(super) fn prepare(&mut self) -> Result<()> {
+        if self.set.is_none() {
+            let set = sys::watch_set().map_err(|errno| Error::from_errno(errno.0, "epoll"))?;
+            self.set = Some(set);
+        }
+        Ok(())
+    }
+
+    /// The watched set.
+    pub(super) fn set(&self) -> Option<RawFd> {
+        self.set.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
     /// Readable while a socket that is waited for is ready; `None` while none is waited for.
     pub(super) fn readable(&self) -> Option<RawFd> {
         let waited_for = !self.lines.is_empty();
@@ -181,10 +195,7 @@ impl Sockets {
 
     fn line(&mut self, socket: &File) -> Result<(RawFd, &mut Line)> {
         let number = fd(socket)?;
-        if self.set.is_none() {
-            let set = sys::watch_set().map_err(|errno| Error::from_errno(errno.0, "epoll"))?;
-            self.set = Some(set);
-        }
+        self.prepare()?;
         let line = self.lines.entry(number).or_insert_with(|| Line {
             file: socket.clone(),
             receives: VecDeque::new(),

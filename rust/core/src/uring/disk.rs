@@ -10,7 +10,7 @@ use crate::{
     clock::Clock,
     error::Result,
     fork::Origin,
-    io::{Backend, Disk, Durability, signal::Signal, worker::Workers},
+    io::{Backend, Disk, Durability, Effort, signal::Signal, worker::Workers},
 };
 
 /// How many requests a backend takes before it gives one back, unless told otherwise.
@@ -106,6 +106,7 @@ impl UringDisk {
             ready: Vec::new(),
             in_flight: 0,
             refusals: 0,
+            effort: Effort::default(),
             held: None,
             poison: None,
             closed: false,

@@ -372,6 +372,9 @@ impl Flight {
         if self.until_ready {
             return self.on_ready(answer);
         }
+        if self.refuses_dsync(answer) {
+            return Step::Again;
+        }
         match self.work {
             work if work.is_transfer() => match usize::try_from(answer) {
                 Ok(count) => self.on_moved(count),

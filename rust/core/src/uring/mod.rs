@@ -27,6 +27,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
+    os::fd::BorrowedFd,
     sync::Arc,
     time::Duration,
 };
@@ -38,16 +39,15 @@ use crate::{
     error::{Error, ErrorKind, Result},
     fork::Origin,
     io::{
-        Backend, Cancelled, Class, Durability, File, Finished, Leftovers, Request, Token, Wait,
-        Wake, execute,
-        signal::Signal,
-        worker::{Workers, refused},
+        Backend, Cancelled, Class, Durability, Effort, File, Finished, Leftovers, Request, Token,
+        Wait, Wake, execute, signal::Signal, worker::Workers,
     },
 };
 
 mod cancel;
 mod disk;
 mod flight;
+mod poison;
 mod probe;
 mod ring;
 mod shutdown;
@@ -66,9 +66,6 @@ const KEPT: usize = 2;
 
 /// How long a backend that was dropped without shutdown waits for the kernel.
 const DROP_BUDGET: Duration = Duration::from_secs(5);
-
-/// How often in a row entering may be refused for want of memory or room, a millisecond apart.
-const ENTER_TRIES_MAX: u32 = 1000;
 
 /// The ring's watch on the signal's bell.
 #[derive(Debug, Default)]
@@ -120,6 +117,7 @@ struct UringBackend {
     in_flight: usize,
     /// How often in a row the kernel refused to be entered.
     refusals: u32,
+    effort: Effort,
     held: Option<File>,
     poison: Option<Error>,
     closed: bool,
@@ -367,10 +365,12 @@ impl UringBackend {
         };
         if flight.refuses_dsync(answer) {
             self.dsync = false;
-            self.again.push_back(key);
-            return Ok(());
         }
-        match flight.on_answer(answer) {
+        let step = flight.on_answer(answer);
+        let goes_on = matches!(step, Step::Again | Step::Later(_));
+        self.effort.short += u64::from(goes_on && answer > 0);
+        self.effort.retried += u64::from(goes_on && answer < 0);
+        match step {
             Step::Again => self.again.push_back(key),
             Step::Later(pause) => self.later.push((self.clock.now().after(pause), key)),
             Step::Over(result) => {
@@ -408,76 +408,13 @@ impl UringBackend {
         let Some(ring) = self.ring.as_mut() else {
             return Ok(());
         };
+        self.effort.enters += 1;
+        self.effort.overflows += u64::from(ring.has_overflowed());
         match ring.enter(patience, idle) {
             Ok(()) => self.refusals = 0,
             Err(error) => self.on_enter_refused(&error)?,
         }
         Ok(())
-    }
-
-    /// Interrupted and out of time are no refusals. Short of memory or room passes, mostly by
-    /// reaping, which our caller does next.
-    fn on_enter_refused(&mut self, error: &io::Error) -> Result<()> {
-        match error.raw_os_error() {
-            Some(libc::EINTR | libc::ETIME) => Ok(()),
-            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) if self.refusals < ENTER_TRIES_MAX => {
-                self.refusals += 1;
-                if !self.ring.as_mut().is_some_and(Ring::has_answers) {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Ok(())
-            }
-            _ => Err(Error::from_io(error, "io_uring_enter")),
-        }
-    }
-
-    /// Answers everybody with `cause`. What the kernel knows is leaked, with the ring and the
-    /// lock, so that nobody writes beside it.
-    fn fail(&mut self, cause: Error) {
-        let told = || {
-            Error::new(
-                ErrorKind::Poisoned,
-                "the ring failed; its outcomes are unknown",
-            )
-            .caused_by(cause.clone())
-        };
-        let parked = std::mem::take(&mut self.later);
-        let parked = parked.into_iter().map(|(_, key)| key);
-        for key in std::mem::take(&mut self.again).into_iter().chain(parked) {
-            if let Some(flight) = self.table.remove(key) {
-                self.ready.push(flight.finish(Err(told())));
-            }
-        }
-        let leaked = !self.table.is_empty();
-        for key in self.table.keys() {
-            if let Some(flight) = self.table.remove(key) {
-                self.ready.push(flight.abandon(told()));
-            }
-        }
-        if leaked {
-            std::mem::forget((self.ring.take(), self.held.clone()));
-        } else {
-            self.ring = None;
-        }
-        self.keys.clear();
-        self.cancels.clear();
-        self.poison.get_or_insert(cause);
-    }
-
-    /// Answers what came in after the failure.
-    fn refuse_all(&mut self, cause: &Error) {
-        let fresh = self.fresh.drain(..).chain(self.background.drain(..));
-        let waiting = fresh.chain(self.calls.drain(..));
-        self.ready.extend(waiting.map(|request| {
-            Finished {
-                result: Err(
-                    Error::new(ErrorKind::Poisoned, "the ring failed before this")
-                        .caused_by(cause.clone()),
-                ),
-                ..refused(request)
-            }
-        }));
-        self.collect();
     }
 
     fn hand_out(&mut self, out: &mut Vec<Finished>) {
@@ -541,6 +478,25 @@ impl Backend for UringBackend {
 
     fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.origin.check()?;
+        self.prepare_ring()?;
+        self.signal.tell(bell)?;
+        match self.ring.as_mut() {
+            Some(ring) => ring.notify(bell),
+            None => Ok(()),
+        }
+    }
+
+    fn effort(&self) -> Effort {
+        let (wakes_rung, wakes_coalesced) = self.signal.counted();
+        Effort {
+            wakes_rung,
+            wakes_coalesced,
+            ..self.effort
+        }
     }
 
     fn hold(&mut self, lock: &File) -> Result<()> {

@@ -9,7 +9,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
     thread::ThreadId,
     time::Duration,
 };
@@ -62,6 +62,8 @@ pub(super) struct Ring {
     maker: ThreadId,
     plain: bool,
     holds_files: bool,
+    /// An eventfd is raised for each answer.
+    notifies: bool,
 }
 
 impl Ring {
@@ -79,6 +81,7 @@ impl Ring {
             maker: std::thread::current().id(),
             plain,
             holds_files: false,
+            notifies: false,
         })
     }
 
@@ -127,6 +130,11 @@ impl Ring {
         queue.taskrun() || queue.cq_overflow()
     }
 
+    /// Whether answers found no room and wait in the kernel.
+    pub(super) fn has_overflowed(&mut self) -> bool {
+        self.kernel.submission().cq_overflow()
+    }
+
     /// Whether answers wait to be taken.
     pub(super) fn has_answers(&mut self) -> bool {
         !self.kernel.completion().is_empty()
@@ -171,6 +179,23 @@ impl Ring {
         let registered = self.kernel.submitter().register_files(&[fd]);
         registered.map_err(|error| Error::from_io(&error, "io_uring_register of a file"))?;
         self.holds_files = true;
+        Ok(())
+    }
+
+    /// Has the kernel raise `bell`, an eventfd, for each answer; or no longer any. For every answer,
+    /// not only for those of the kernel's workers: a direct write is answered by an interrupt.
+    pub(super) fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        let failed = |error| Error::from_io(&error, "io_uring_register of an eventfd");
+        let submitter = self.kernel.submitter();
+        if std::mem::take(&mut self.notifies) {
+            submitter.unregister_eventfd().map_err(failed)?;
+        }
+        if let Some(bell) = bell {
+            submitter
+                .register_eventfd(bell.as_raw_fd())
+                .map_err(failed)?;
+            self.notifies = true;
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     error::{Error, ErrorKind, Result},
     io::{self, Backend, Blocking, Disk, File},
-    sync::Arc,
+    sync::{Arc, lock},
 };
 
 use super::{
@@ -74,9 +74,17 @@ fn run(mut committer: Committer, appender: &Appender, backend: &mut Box<dyn Back
         // The committer's buffers may still be in flight: they are never freed.
         std::mem::forget(committer);
     }
-    release(backend, lock);
+    give_back(appender, backend, lock);
+}
+
+/// Gives the directory back. Whatever else still changes it is waited for, however the log ended:
+/// once the lock is free, the directory may be somebody else's.
+fn give_back(appender: &Appender, backend: &mut Box<dyn Backend>, held: &File) {
+    let upkeep = lock(&appender.0.upkeep);
+    release(backend, held);
     // A closed log has the same face as a failed one: every later call learns why at once.
     appender.0.marks.fail(closed());
+    drop(upkeep);
 }
 
 fn drive(committer: &mut Committer, backend: &mut dyn Backend) {

@@ -50,8 +50,6 @@ pub struct Log {
     location: PathBuf,
     way: Option<Way>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// One truncation or cursor commit at a time: both decide by what the other changes.
-    upkeep: Mutex<()>,
 }
 
 impl Log {
@@ -104,7 +102,6 @@ impl Log {
             location: location.to_owned(),
             way: Some(way),
             thread: Mutex::new(Some(thread)),
-            upkeep: Mutex::new(()),
         })
     }
 
@@ -119,7 +116,6 @@ impl Log {
             location: location.to_owned(),
             way: None,
             thread: Mutex::new(None),
-            upkeep: Mutex::new(()),
         })
     }
 
@@ -178,7 +174,7 @@ impl Log {
     /// Drops whole segments below `lsn`, never above a cursor that holds truncation back. Returns
     /// the first LSN left. A segment's file goes when its last reader lets go.
     pub fn truncate_before(&self, lsn: Lsn) -> Result<Lsn> {
-        let _one_at_a_time = lock(&self.upkeep);
+        let _one_at_a_time = lock(&self.appender.0.upkeep);
         self.check_writable()?;
         let held = lock(&self.appender.0.cursors).held_from();
         let lsn = held.map_or(lsn, |held| held.min(lsn));
@@ -192,7 +188,7 @@ impl Log {
         if !self.appender.0.segments.is_removal_due() {
             return Ok(());
         }
-        let _one_at_a_time = lock(&self.upkeep);
+        let _one_at_a_time = lock(&self.appender.0.upkeep);
         // A log that is closed or has failed no longer holds its lock.
         if self.check_writable().is_err() {
             return Ok(());
@@ -217,7 +213,7 @@ impl Log {
     /// Makes a cursor's position durable. Positions only move forward and never above what is
     /// durable: an LSN above it may be given out again after a crash.
     pub fn commit_cursor(&self, name: &str, mark: Mark) -> Result<()> {
-        let _one_at_a_time = lock(&self.upkeep);
+        let _one_at_a_time = lock(&self.appender.0.upkeep);
         self.check_writable()?;
         cursor::check_name(name)?;
         let durable = self.appender.marks().durable;
@@ -247,15 +243,12 @@ impl Log {
         self.appender.check_process()?;
         // What readers still hold stays in the directory; the next open counts it as there.
         let swept = self.sweep();
-        // Nothing else changes the directory once the thread has given the lock back.
-        let upkeep = lock(&self.upkeep);
         self.appender.request_close();
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
             // A panic of the thread has been caught and is reported below.
             let _joined = thread.join();
         }
-        drop(upkeep);
         match self.appender.failure() {
             _ if self.is_read_only() => Ok(()),
             Some(error) if error.kind() != ErrorKind::Closed => Err(error),

@@ -39,6 +39,10 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     pub(crate) report: RecoveryReport,
     pub(crate) cursors: Mutex<Cursors>,
+    /// Held by whoever changes the directory beside the committer, and by whoever gives the lock
+    /// back: one truncation or cursor commit at a time, since both decide by what the other
+    /// changes, and none of them once the lock is free.
+    pub(crate) upkeep: Mutex<()>,
     /// The process that opened it; a forked child must not use it.
     pub(crate) process: Process,
     close_requested: AtomicBool,
@@ -64,6 +68,7 @@ impl Shared {
             counters: Counters::default(),
             report,
             cursors: Mutex::new(cursors),
+            upkeep: Mutex::new(()),
             close_requested: AtomicBool::new(false),
             driver: Mutex::new(None),
         })
@@ -149,14 +154,34 @@ impl Shared {
     /// Checks limits that waiting will not change.
     fn check(&self, payloads: &[Payload]) -> Result<()> {
         self.process.check()?;
-        let limit = self.settings.record_bytes_max;
-        if let Some(large) = payloads.iter().find(|payload| payload.len() > limit) {
-            return Err(too_large("record_bytes_max", large.len(), limit));
+        let mut load = Load::default();
+        payloads
+            .iter()
+            .try_for_each(|payload| load.add(&self.settings, payload.len()))
+    }
+}
+
+/// How much an append asks for, counted record by record, so that what is too large is refused
+/// before it is copied.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Load {
+    records: usize,
+    bytes: usize,
+}
+
+impl Load {
+    /// Adds a record of `length` bytes, or says which limit it would break.
+    #[inline]
+    fn add(&mut self, settings: &LogSettings, length: usize) -> Result<()> {
+        let limit = settings.record_bytes_max;
+        if length > limit {
+            return Err(too_large("record_bytes_max", length, limit));
         }
-        let bytes: usize = payloads.iter().map(|p| p.len() + RECORD_HEADER_BYTES).sum();
-        let limit = self.settings.group_bytes_max + RECORD_HEADER_BYTES;
-        if bytes > limit {
-            return Err(too_large("group_bytes_max", bytes, limit));
+        self.records += 1;
+        self.bytes += length + RECORD_HEADER_BYTES;
+        let limit = settings.group_bytes_max + RECORD_HEADER_BYTES;
+        if self.bytes > limit {
+            return Err(too_large("group_bytes_max", self.bytes, limit));
         }
         Ok(())
     }
@@ -299,6 +324,28 @@ impl Appender {
             }
             Err(refused) => Err(shared.refused(refused.reason)),
         }
+    }
+
+    /// Counts a record of `length` bytes into `load`, or says which limit it would break. For
+    /// callers that make the payloads: what is refused here need not be made.
+    #[inline]
+    pub fn admit(&self, load: &mut Load, length: usize) -> Result<()> {
+        let capacity = self.0.producer.limits().capacity;
+        load.add(&self.0.settings, length)?;
+        if load.records > capacity {
+            return Err(too_large("ring_entries", load.records, capacity));
+        }
+        Ok(())
+    }
+
+    /// Fails as an append would if the log takes none any more.
+    pub fn check_open(&self) -> Result<()> {
+        let shared = &self.0;
+        shared.process.check()?;
+        if shared.failure().is_some() || shared.producer.is_closed() {
+            return Err(shared.refused(Refusal::Closed));
+        }
+        Ok(())
     }
 
     fn check_batch(&self, payloads: &[Payload]) -> Result<()> {

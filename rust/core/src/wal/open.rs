@@ -19,7 +19,7 @@ use crate::{
     clock::Clock,
     error::{Error, ErrorKind, Result},
     ids::StoreId,
-    io::{Access, Blocking, Buffer, Disk, File, Open},
+    io::{Access, Blocking, Buffer, Disk, File, Open, Wanted},
     ring,
     sync::Arc,
 };
@@ -48,6 +48,9 @@ pub struct World {
     pub census: Box<dyn Census>,
     /// Identity of the log, if this open creates it: random.
     pub fresh_id: StoreId,
+    /// Withdrawn when nobody waits for the open any more: it then ends while it waits for the lock
+    /// or reads, and leaves nothing locked. Once it writes, it goes on to its end.
+    pub wanted: Wanted,
 }
 
 /// How the committer will write.
@@ -81,7 +84,7 @@ pub fn open(
 ) -> Result<Opened> {
     settings.validate()?;
     let mut backend = world.disk.backend()?;
-    let mut io = Blocking::new(&mut *backend);
+    let mut io = Blocking::new(&mut *backend).while_wanted(&world.wanted);
     let dir = io.open_dir(path, true)?;
     let lock = lock::acquire(&mut io, &dir, settings.lock_timeout, &*world.census)?;
     io.hold(&lock)?;
@@ -94,6 +97,7 @@ pub fn open(
             dir,
         }),
         Err(error) => {
+            io.to_the_end();
             io.unlock(&lock)?;
             Err(error)
         }
@@ -115,7 +119,7 @@ pub(crate) fn open_read_only(
 ) -> Result<(Appender, File)> {
     settings.validate()?;
     let mut backend = world.disk.backend()?;
-    let mut io = Blocking::new(&mut *backend);
+    let mut io = Blocking::new(&mut *backend).while_wanted(&world.wanted);
     let dir = io.open_dir(path, false)?;
     let recovered = recovery::recover(&mut io, &dir, settings.recovery)?;
     if let Some(end) = recovered.end {
@@ -161,6 +165,7 @@ fn open_locked(
 ) -> Result<(Appender, Committer)> {
     let recovered = recovery::recover(io, dir, settings.recovery)?;
     check_writable(&recovered)?;
+    io.to_the_end();
     let mut cursors = Cursors::load(io, dir, true)?;
     let manner = select()?;
     cursors.hold_at(io, dir, recovered.next.previous())?;

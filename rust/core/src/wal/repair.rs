@@ -16,7 +16,7 @@ use std::{path::Path, time::Duration};
 use crate::{
     error::{Error, ErrorKind, Result},
     ids::{Lsn, SegmentId},
-    io::{Access, Blocking, Buffer, Disk, File},
+    io::{Access, Blocking, Buffer, Disk, File, Wanted},
 };
 
 use super::{
@@ -66,6 +66,7 @@ pub fn repair(io: &mut Blocking, dir: &File) -> Result<Repair> {
             "no whole record is left; nothing was changed",
         ));
     };
+    io.to_the_end();
     report.first = kept[0].base();
     report.next = end.next;
     report.records = kept.iter().map(records).sum();
@@ -91,15 +92,17 @@ pub fn repair(io: &mut Blocking, dir: &File) -> Result<Repair> {
     Ok(report)
 }
 
-/// Repairs the log in the directory `path`, holding its lock meanwhile.
+/// Repairs the log in the directory `path`, holding its lock meanwhile. Ends early only if it is no
+/// longer `wanted` before anything was changed.
 pub fn repair_path(
     disk: &dyn Disk,
     path: &Path,
     lock_timeout: Duration,
     census: &dyn Census,
+    wanted: &Wanted,
 ) -> Result<Repair> {
     let mut backend = disk.backend()?;
-    let mut io = Blocking::new(&mut *backend);
+    let mut io = Blocking::new(&mut *backend).while_wanted(wanted);
     let repaired = locked(&mut io, path, lock_timeout, census);
     drop(io);
     backend.let_go();
@@ -116,6 +119,7 @@ fn locked(
     let dir = io.open_dir(path, false)?;
     let held = lock::acquire(io, &dir, lock_timeout, census)?;
     let repaired = io.hold(&held).and_then(|()| repair(io, &dir));
+    io.to_the_end();
     io.unlock(&held)?;
     repaired
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::{
     error::{Error, Result},
     ids::{Lsn, StoreId},
-    io::{Backend, Blocking, Disk, File, Wait},
+    io::{Backend, Blocking, Disk, File, Wait, Wanted},
     sim::{Book, LIVENESS, Ledger, SimDisk, Subject, Verdict, Violation},
     sync::{Arc, lock},
 };
@@ -29,7 +29,7 @@ const CURSOR: &str = "c";
 const CHUNK_BYTES: usize = 8 << 10;
 
 /// Nobody is alive but us.
-struct Alone;
+pub(crate) struct Alone;
 
 impl Census for Alone {
     fn myself(&self) -> Holder {
@@ -162,6 +162,7 @@ impl Session {
             disk: Arc::new(disk.clone()),
             census: Box::new(Alone),
             fresh_id: StoreId(*b"of the simulator"),
+            wanted: Wanted::default(),
         };
         let settings = trial.settings.clone();
         let opened = open::open(&world, Path::new(PATH), settings, || Ok(trial.manner))?;

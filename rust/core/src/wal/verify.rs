@@ -9,7 +9,7 @@ use std::{path::Path, time::Duration};
 use crate::{
     error::Result,
     ids::{Incarnation, Lsn, SegmentId, StoreId},
-    io::{Blocking, Disk, File},
+    io::{Blocking, Disk, File, Wanted},
 };
 
 use super::{
@@ -68,10 +68,10 @@ pub fn verify(io: &mut Blocking, dir: &File) -> Result<Verification> {
     Ok(collect(&recover(io, dir, RecoveryMode::Salvage)?))
 }
 
-/// Checks the log in the directory `path`.
-pub fn verify_path(disk: &dyn Disk, path: &Path) -> Result<Verification> {
+/// Checks the log in the directory `path`, as long as it is `wanted`.
+pub fn verify_path(disk: &dyn Disk, path: &Path, wanted: &Wanted) -> Result<Verification> {
     let mut backend = disk.backend()?;
-    let mut io = Blocking::new(&mut *backend);
+    let mut io = Blocking::new(&mut *backend).while_wanted(wanted);
     let dir = io.open_dir(path, false)?;
     let verification = verify(&mut io, &dir);
     drop(io);

@@ -15,6 +15,7 @@
 pub mod answers;
 pub mod ends;
 pub mod files;
+pub mod program;
 pub mod transfer;
 pub mod waits;
 
@@ -204,6 +205,14 @@ macro_rules! contract_tests {
             lengths_follow_their_orders
             a_lock_has_one_holder
             a_held_lock_is_free_at_once_when_let_go
+        }
+        $crate::contract_tests! { @each $world, program:
+            a_program_never_holds_up_the_owner
+            a_list_of_buffers_is_written_in_order
+            sockets_deliver_what_was_asked_for
+            a_cancelled_request_is_answered_once
+            a_cancel_that_is_late_is_ignored
+            a_stuck_call_does_not_hold_up_the_end
         }
         $crate::contract_tests! { @each $world, ends:
             shutdown_accounts_for_everything

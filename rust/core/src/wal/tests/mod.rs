@@ -1,6 +1,7 @@
 mod faults;
 mod frame;
 mod group_commit;
+mod handback;
 mod lifecycle;
 mod reader;
 mod recovery;

@@ -5,35 +5,18 @@ use std::path::Path;
 use crate::{
     error::Result,
     ids::{Lsn, StoreId},
-    io::{Backend, Blocking, Disk, Wait},
+    io::{Backend, Blocking, Disk, Wait, Wanted},
     sim::{SimDisk, Zombies},
     sync::{Arc, lock},
     wal::{
         commit::Next,
         cursor::Mark,
-        lock::{Census, Holder},
         open::{self, Manner, Opened, World},
         recovery::{RecoveryMode, recover},
         settings::LogSettings,
+        trial::Alone,
     },
 };
-
-/// Nobody is alive but us.
-pub(crate) struct Alone;
-
-impl Census for Alone {
-    fn myself(&self) -> Holder {
-        Holder {
-            pid: 1,
-            started: 1,
-            boot: "sim".to_owned(),
-        }
-    }
-
-    fn is_alive(&self, _: &Holder) -> bool {
-        false
-    }
-}
 
 pub(crate) fn world(disk: &SimDisk) -> World {
     World {
@@ -41,6 +24,7 @@ pub(crate) fn world(disk: &SimDisk) -> World {
         disk: Arc::new(disk.clone()),
         census: Box::new(Alone),
         fresh_id: StoreId([7; 16]),
+        wanted: Wanted::default(),
     }
 }
 

@@ -1,0 +1,268 @@
+//! Requests of a program: never carried out by the thread that turns, cancelled when asked, sockets
+//! and lists of buffers among them. A simulated machine runs no programs.
+
+use std::{
+    ffi::CString,
+    io::Write as _,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::{ffi::OsStrExt, net::UnixStream},
+    },
+    path::Path,
+    time::Duration,
+};
+
+use super::{World, filled, finish, request};
+use crate::{
+    error::ErrorKind,
+    io::{Answer, BLOCK, Backend, Buffer, Cancelled, Class, File, Finished, Op, Token, Wait},
+};
+
+fn submit(backend: &mut dyn Backend, token: u64, op: Op) {
+    backend.submit(request(token, Class::Program, op)).unwrap();
+}
+
+fn run(backend: &mut dyn Backend, op: Op) -> Finished {
+    submit(backend, 7, op);
+    let mut out = finish(backend);
+    assert_eq!(out.len(), 1);
+    out.remove(0)
+}
+
+fn pair() -> (UnixStream, File) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (ours, File::duplicate(theirs.as_raw_fd()).unwrap())
+}
+
+fn recv(socket: &File, length: usize, exact: bool) -> Op {
+    Op::Recv {
+        socket: socket.clone(),
+        buffer: Buffer::zeroed(length),
+        exact,
+    }
+}
+
+/// A pipe with a name, whose opening waits for the other end.
+fn make_pipe(path: &Path) {
+    let place = CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: a terminated string that outlives the call.
+    assert_eq!(unsafe { libc::mkfifo(place.as_ptr(), 0o600) }, 0);
+}
+
+/// Opens the other end for a moment, which ends the waiting of whoever opens this one.
+fn open_other_end(path: &Path) -> OwnedFd {
+    let place = CString::new(path.as_os_str().as_bytes()).unwrap();
+    loop {
+        // SAFETY: a terminated string that outlives the call.
+        let fd = unsafe { libc::open(place.as_ptr(), libc::O_WRONLY | libc::O_NONBLOCK) };
+        if fd >= 0 {
+            // SAFETY: just made, and nobody else's.
+            return unsafe { OwnedFd::from_raw_fd(fd) };
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn open(path: &Path, flags: i32) -> Op {
+    Op::OpenPath {
+        path: path.to_owned(),
+        flags,
+        mode: 0o600,
+    }
+}
+
+/// A call that waits holds up neither the thread that turns nor other requests.
+pub fn a_program_never_holds_up_the_owner(world: &World) {
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    let place = world.path.join("pipe");
+    make_pipe(&place);
+    submit(&mut *backend, 1, open(&place, libc::O_RDONLY));
+    let mut out = Vec::new();
+    for token in 2..20 {
+        let path = world.path.clone();
+        submit(&mut *backend, token, Op::StatPath { path });
+        while out.is_empty() {
+            backend.poll(&mut out, Wait::Forever).unwrap();
+        }
+        let done = out.pop().unwrap();
+        assert_eq!(done.token, Token(token));
+        done.result.unwrap();
+    }
+    let _other = open_other_end(&place);
+    assert!(matches!(
+        finish(&mut *backend)[0].result,
+        Ok(Answer::File(_))
+    ));
+}
+
+/// A list of buffers is written one after the other, and a durable one is answered durable.
+pub fn a_list_of_buffers_is_written_in_order(world: &World) {
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    let file = world.file(&mut *backend, "f");
+    for (sync, offset) in [(false, 0), (true, 3 * BLOCK)] {
+        let op = Op::WriteMany {
+            file: file.clone(),
+            offset: offset as u64,
+            buffers: vec![filled(5, 1), filled(0, 0), filled(BLOCK, 2), filled(1, 3)],
+            sync,
+        };
+        let done = run(&mut *backend, op);
+        assert!(matches!(done.result, Ok(Answer::Count(count)) if count == BLOCK + 6));
+        assert!(done.buffer.is_none());
+        let there = super::read(&mut *backend, &file, offset as u64, BLOCK + 6);
+        let expected = [filled(5, 1), filled(BLOCK, 2), filled(1, 3)];
+        assert_eq!(there, expected.map(|part| part.to_vec()).concat());
+    }
+    run(&mut *backend, Op::SyncData { file }).result.unwrap();
+}
+
+/// A receive is answered by what comes first or by exactly as much as was asked for.
+pub fn sockets_deliver_what_was_asked_for(world: &World) {
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    let (mut ours, socket) = pair();
+    ours.write_all(b"abcdef").unwrap();
+    let done = run(&mut *backend, recv(&socket, 4, false));
+    assert!(matches!(done.result, Ok(Answer::Count(4))));
+    assert_eq!(done.buffer.unwrap()[..], b"abcd"[..]);
+    submit(&mut *backend, 1, recv(&socket, 4, true));
+    let mut out = Vec::new();
+    backend.poll(&mut out, Wait::Never).unwrap();
+    assert!(out.is_empty());
+    ours.write_all(b"gh").unwrap();
+    let done = finish(&mut *backend).remove(0);
+    assert_eq!(done.buffer.unwrap()[..], b"efgh"[..]);
+    let op = Op::Send {
+        socket: socket.clone(),
+        buffers: vec![filled(3, 1), filled(4, 2)],
+    };
+    assert!(matches!(
+        run(&mut *backend, op).result,
+        Ok(Answer::Count(7))
+    ));
+    let mut seen = [0; 7];
+    std::io::Read::read_exact(&mut ours, &mut seen).unwrap();
+    assert_eq!(
+        (&seen[..3], &seen[3..]),
+        (&filled(3, 1)[..], &filled(4, 2)[..])
+    );
+    ours.write_all(b"x").unwrap();
+    drop(ours);
+    let done = run(&mut *backend, recv(&socket, 4, true));
+    let error = done.result.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.number("got")),
+        (ErrorKind::EndOfStream, Some(1))
+    );
+    assert_eq!(done.buffer.unwrap()[..1], b"x"[..]);
+}
+
+fn is_cancelled(done: &Finished) -> bool {
+    let errno = done.result.as_ref().err().and_then(crate::Error::errno);
+    errno == Some(libc::ECANCELED)
+}
+
+/// A request is cancelled wherever it is: not begun, waiting, or waiting again after a part; its
+/// answer comes once, with its buffer, and nothing comes after it.
+pub fn a_cancelled_request_is_answered_once(world: &World) {
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    for begun in [false, true] {
+        let (mut ours, socket) = pair();
+        submit(&mut *backend, 1, recv(&socket, 4, true));
+        submit(&mut *backend, 2, recv(&pair().1, 4, true));
+        if begun {
+            ours.write_all(b"ab").unwrap();
+            let mut none = Vec::new();
+            for _ in 0..10 {
+                backend.poll(&mut none, Wait::Never).unwrap();
+            }
+            // The second one's peer is gone, so it has ended; the first waits for the rest.
+            assert_eq!(none.len(), 1);
+            assert_eq!(backend.in_flight(), 1);
+            submit(&mut *backend, 2, recv(&socket, 0, false));
+        }
+        assert_ne!(backend.cancel(Token(1)), Cancelled::TooLate);
+        let mut out = finish(&mut *backend);
+        out.sort_by_key(|done| done.token);
+        assert_eq!(out.len(), 2);
+        assert!(is_cancelled(&out[0]), "{:?}", out[0].result);
+        assert_eq!(out[0].buffer.as_ref().unwrap().len(), 4);
+        let done = out[0].result.as_ref().unwrap_err().number("done");
+        assert_eq!(done, Some(if begun { 2 } else { 0 }));
+        assert!(!is_cancelled(&out[1]));
+        // The token means nothing any more, to nobody.
+        assert_eq!(backend.cancel(Token(1)), Cancelled::TooLate);
+        submit(
+            &mut *backend,
+            1,
+            Op::StatPath {
+                path: world.path.clone(),
+            },
+        );
+        assert!(finish(&mut *backend)[0].result.is_ok());
+    }
+}
+
+/// A cancel that comes when the answer is there already changes nothing, and hits nobody else.
+pub fn a_cancel_that_is_late_is_ignored(world: &World) {
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    let (mut ours, socket) = pair();
+    for round in 0..50u8 {
+        submit(&mut *backend, 1, recv(&socket, 1, true));
+        backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+        ours.write_all(&[round]).unwrap();
+        backend.cancel(Token(1));
+        let done = finish(&mut *backend).remove(0);
+        if is_cancelled(&done) {
+            // Then the byte is still there, for the next.
+            let next = run(&mut *backend, recv(&socket, 1, true));
+            assert_eq!(next.buffer.unwrap()[0], round);
+        } else {
+            assert_eq!(done.buffer.unwrap()[0], round);
+        }
+        // An answer to the cancel itself may come now; the next request does not hear of it.
+        submit(&mut *backend, 1, recv(&socket, 1, true));
+        for _ in 0..3 {
+            backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+        }
+        assert_eq!(backend.in_flight(), 1);
+        ours.write_all(&[round]).unwrap();
+        assert_eq!(finish(&mut *backend)[0].buffer.as_ref().unwrap()[0], round);
+    }
+}
+
+/// What a stuck call of a program holds is left behind at the end and counted, not waited for.
+pub fn a_stuck_call_does_not_hold_up_the_end(world: &World) {
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    let place = world.path.join("pipe");
+    make_pipe(&place);
+    submit(&mut *backend, 1, open(&place, libc::O_RDONLY));
+    submit(&mut *backend, 2, recv(&pair().1, 4, true));
+    submit(&mut *backend, 3, open(&world.path, libc::O_RDONLY));
+    let mut out = Vec::new();
+    while out.len() < 2 {
+        backend.poll(&mut out, Wait::Forever).unwrap();
+    }
+    let left = backend.shutdown(Some(Duration::ZERO));
+    assert_eq!((left.requests, left.bytes), (1, 0));
+    assert_eq!(backend.in_flight(), 0);
+    // Lets the thread go.
+    drop(open_other_end(&place));
+}

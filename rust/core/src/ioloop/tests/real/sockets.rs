@@ -1,0 +1,249 @@
+//! Sockets, on every backend.
+
+use std::{io::Write as _, os::unix::net::UnixStream, time::Duration};
+
+use super::{Make, Rig, filled, on_every_backend, pair};
+use crate::{
+    error::ErrorKind,
+    io::{File, Wait},
+    ioloop::{
+        Ask, Settings,
+        tests::{bytes, count, is_indeterminate, kind},
+    },
+};
+
+fn recv(socket: &File, length: usize, exact: bool) -> Ask {
+    Ask::Recv {
+        socket: socket.clone(),
+        length,
+        exact,
+    }
+}
+
+/// A receive gives what comes first, or exactly as many bytes; a send gives all of them; the end
+/// of the peer has a name.
+fn sockets_send_and_receive(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, socket) = pair();
+    let recv = |length, exact| Ask::Recv {
+        socket: socket.clone(),
+        length,
+        exact,
+    };
+    let (first, _) = rig.ask(recv(100, false), None);
+    rig.engine.turn(Wait::Never);
+    std::io::Write::write_all(&mut ours, b"hello").unwrap();
+    assert_eq!(bytes(rig.wait(first)), b"hello");
+    let (exact, _) = rig.ask(recv(10, true), None);
+    for part in ["0123", "4567", "89"] {
+        assert!(!rig.inbox.has(exact));
+        std::io::Write::write_all(&mut ours, part.as_bytes()).unwrap();
+        rig.engine.turn(Wait::Never);
+    }
+    assert_eq!(bytes(rig.wait(exact)), b"0123456789");
+    let send = Ask::Send {
+        socket: socket.clone(),
+        buffers: vec![filled(1 << 20, 3), filled(100, 4)],
+    };
+    let (sent, _) = rig.ask(send, None);
+    let reader = std::thread::spawn(move || {
+        let mut seen = vec![0; (1 << 20) + 100];
+        std::io::Read::read_exact(&mut ours, &mut seen).unwrap();
+        seen
+    });
+    assert_eq!(count(rig.wait(sent)), (1 << 20) + 100);
+    let seen = reader.join().unwrap();
+    assert_eq!(seen[..1 << 20], filled(1 << 20, 3)[..]);
+    assert_eq!(seen[1 << 20..], filled(100, 4)[..]);
+    let ended = rig.run(recv(1, false)).unwrap_err();
+    assert_eq!(ended.kind(), ErrorKind::EndOfStream);
+}
+
+/// A receive that nothing comes for is answered by its deadline, not before.
+fn a_receive_ends_at_its_deadline(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (_ours, socket) = pair();
+    let ask = Ask::Recv {
+        socket,
+        length: 1,
+        exact: true,
+    };
+    let (tag, _) = rig.ask(ask, Some(rig.after(20)));
+    for _ in 0..3 {
+        rig.engine.turn(Wait::Never);
+        rig.clock.advance(Duration::from_millis(6));
+    }
+    assert!(!rig.inbox.has(tag));
+    rig.clock.advance(Duration::from_millis(10));
+    assert_eq!(kind(rig.wait(tag)), ErrorKind::Timeout);
+}
+
+/// A deadline in the middle of an exact receive loses what came, and says how much that was.
+fn a_deadline_in_an_exact_receive_says_how_far_it_was(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, socket) = pair();
+    let (tag, _) = rig.ask(recv(&socket, 10, true), Some(rig.after(20)));
+    rig.engine.turn(Wait::Never);
+    ours.write_all(b"abc").unwrap();
+    // Once the socket is empty the three bytes are with the request.
+    while is_readable(&socket) {
+        rig.engine.turn(Wait::Never);
+    }
+    rig.engine.turn(Wait::Never);
+    rig.clock.advance(Duration::from_millis(25));
+    let error = rig.wait(tag).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(error.number("done"), Some(3));
+    assert_eq!(error.number("indeterminate"), Some(0));
+    // The socket itself is as good as before.
+    let (tag, _) = rig.ask(recv(&socket, 2, true), None);
+    ours.write_all(b"de").unwrap();
+    assert_eq!(bytes(rig.wait(tag)), b"de");
+}
+
+fn is_readable(socket: &File) -> bool {
+    let mut poll = libc::pollfd {
+        fd: socket.fd().unwrap(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry that outlives the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+/// Bytes that were there before the deadline win, if the kernel had them in time.
+fn a_receive_that_was_quicker_wins(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, socket) = pair();
+    let (tag, _) = rig.ask(recv(&socket, 3, true), Some(rig.after(20)));
+    rig.engine.turn(Wait::Never);
+    ours.write_all(b"abc").unwrap();
+    while is_readable(&socket) {
+        rig.engine.turn(Wait::Never);
+    }
+    rig.clock.advance(Duration::from_millis(25));
+    assert_eq!(bytes(rig.wait(tag)), b"abc");
+}
+
+/// A send into a full socket waits for room, ends at its deadline, and says how far it was.
+fn a_send_ends_at_its_deadline(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (_ours, socket) = pair();
+    let ask = Ask::Send {
+        socket,
+        buffers: vec![filled(8 << 20, 1), filled(1, 2)],
+    };
+    let (tag, _) = rig.ask(ask, Some(rig.after(20)));
+    for _ in 0..20 {
+        rig.engine.turn(Wait::Never);
+    }
+    rig.clock.advance(Duration::from_millis(25));
+    rig.until(|inbox| inbox.has(tag));
+    assert!(is_indeterminate(rig.inbox.take(tag)));
+}
+
+/// A peer that is gone is an error of the send, not a signal to the program.
+fn a_send_to_nobody_is_an_error(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    for buffers in [vec![filled(8, 1)], vec![filled(8, 1), filled(8, 2)]] {
+        let (ours, socket) = pair();
+        drop(ours);
+        let error = rig.run(Ask::Send { socket, buffers }).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EPIPE), "{error}");
+    }
+}
+
+/// The program may close its own socket at once: the request has a descriptor of its own.
+fn the_programs_descriptor_may_go_at_once(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&theirs);
+    let socket = File::duplicate(number).unwrap();
+    let (tag, _) = rig.ask(recv(&socket, 2, true), None);
+    drop((socket, theirs));
+    rig.engine.turn(Wait::Never);
+    // Whatever gets the old number now is not what is received from.
+    let other = std::fs::File::open("/dev/zero").unwrap();
+    ours.write_all(b"ok").unwrap();
+    assert_eq!(bytes(rig.wait(tag)), b"ok");
+    drop(other);
+}
+
+/// A socket in non-blocking mode, as event loops have them, is waited for all the same.
+fn a_nonblocking_socket_is_waited_for(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&theirs);
+    let socket = File::duplicate(number).unwrap();
+    let (tag, _) = rig.ask(recv(&socket, 4, true), None);
+    for _ in 0..20 {
+        rig.engine.turn(Wait::Never);
+    }
+    assert!(!rig.inbox.has(tag));
+    ours.write_all(b"wait").unwrap();
+    assert_eq!(bytes(rig.wait(tag)), b"wait");
+}
+
+/// Nobody waits for a receive any more: it is cancelled, and what comes later goes to the next.
+fn a_forgotten_receive_leaves_the_bytes_to_the_next(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, socket) = pair();
+    let (tag, id) = rig.ask(recv(&socket, 4, true), None);
+    rig.engine.turn(Wait::Never);
+    rig.handle.forget(id);
+    while rig.handle.statistics().pending > 0 {
+        rig.engine.turn(Wait::Never);
+    }
+    assert!(!rig.inbox.has(tag));
+    let (tag, _) = rig.ask(recv(&socket, 4, true), None);
+    ours.write_all(b"next").unwrap();
+    assert_eq!(bytes(rig.wait(tag)), b"next");
+}
+
+/// The documented limit: with everything in flight waiting for what waits for admission, only a
+/// deadline frees it; and it does.
+fn a_deadline_frees_a_table_that_waits_for_itself(make: Make) {
+    let settings = Settings {
+        size: 2,
+        ..Settings::default()
+    };
+    let mut rig = Rig::new(make, settings);
+    let (left, right) = UnixStream::pair().unwrap();
+    let [left, right] =
+        [left, right].map(|end| File::duplicate(std::os::fd::AsRawFd::as_raw_fd(&end)).unwrap());
+    let deadline = Some(rig.after(50));
+    let receives = [&left, &right].map(|end| rig.ask(recv(end, 2, true), deadline).0);
+    let sends = [&left, &right].map(|end| {
+        let socket = end.clone();
+        let buffers = vec![filled(2, 1)];
+        rig.ask(Ask::Send { socket, buffers }, None).0
+    });
+    for _ in 0..50 {
+        rig.engine.turn(Wait::Never);
+    }
+    assert!(
+        receives
+            .iter()
+            .chain(&sends)
+            .all(|tag| !rig.inbox.has(*tag))
+    );
+    rig.clock.advance(Duration::from_millis(60));
+    assert_eq!(kind(rig.wait(receives[0])), ErrorKind::Timeout);
+    for tag in sends {
+        assert_eq!(count(rig.wait(tag)), 2);
+    }
+}
+
+on_every_backend! {
+    sockets_send_and_receive
+    a_receive_ends_at_its_deadline
+    a_deadline_in_an_exact_receive_says_how_far_it_was
+    a_receive_that_was_quicker_wins
+    a_send_ends_at_its_deadline
+    a_send_to_nobody_is_an_error
+    the_programs_descriptor_may_go_at_once
+    a_nonblocking_socket_is_waited_for
+    a_forgotten_receive_leaves_the_bytes_to_the_next
+    a_deadline_frees_a_table_that_waits_for_itself
+}
