@@ -673,6 +673,9 @@ class File:
         fine. Cancelling stops the waiting, not the closing.
         """
 
+    def _hand_over(self) -> None:
+        """Somebody has it now: dropping it without a close deserves a warning."""
+
     def __aenter__(self) -> Operation[Self]: ...
     def __aexit__(
         self,

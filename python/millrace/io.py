@@ -151,10 +151,16 @@ class OpeningFile:
         self._file: File | None = None
 
     def __await__(self) -> Generator[Any, Any, File]:
-        return self._started.__await__()
+        return self._finish().__await__()
+
+    async def _finish(self) -> File:
+        file = await self._started
+        # From here on somebody has it, and has to close it.
+        file._hand_over()  # noqa: SLF001
+        return file
 
     async def __aenter__(self) -> File:
-        self._file = await self._started
+        self._file = await self._finish()
         return self._file
 
     async def __aexit__(

@@ -3,7 +3,10 @@
 use std::{
     os::fd::RawFd,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use millrace_core::{
@@ -71,11 +74,14 @@ impl OpenFile {
 #[pyclass(frozen, weakref, module = "millrace._core")]
 pub struct File {
     open: OpenFile,
+    /// Somebody has it. Until then a cancelled await may drop it, which is nobody's fault.
+    is_owed: AtomicBool,
 }
 
 impl File {
     pub fn new(open: OpenFile) -> Self {
-        Self { open }
+        let is_owed = AtomicBool::new(false);
+        Self { open, is_owed }
     }
 
     pub fn open(&self) -> &OpenFile {
@@ -130,6 +136,11 @@ impl File {
         engine.start(py, "close", Ask::Close { file }, None, wanted)
     }
 
+    /// Somebody has it now: dropping it without a close deserves a warning.
+    fn _hand_over(&self) {
+        self.is_owed.store(true, Ordering::Relaxed);
+    }
+
     fn __aenter__(slf: Py<Self>) -> Operation {
         Operation::quiet("__aenter__", Source::Known(slf.into_any()))
     }
@@ -165,6 +176,9 @@ impl Drop for File {
         }
         if !engine.handle().is_closed() {
             engine.entrust(Ask::Close { file });
+        }
+        if !self.is_owed.load(Ordering::Relaxed) {
+            return;
         }
         let text = format!("unclosed file {:?}", self.open.path);
         door::attached(|py| error::warn(py, &py.get_type::<PyResourceWarning>(), text));
