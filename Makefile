@@ -47,7 +47,13 @@ test: lint test-rust loom stubtest test-python test-abi3 ## Everything that must
 bench: build-bench ## All benchmarks with the peers; one report in benches/report
 	@$(PY) benches/python/run.py $(BENCH_ARGS)
 	@cargo xtask figures
+	@$(PY) benches/python/timers.py
 	@cargo bench --locked --package millrace-benches
+
+.PHONY: bench-timers
+bench-timers: build-bench ## The timeout wheel against the loop's own timers, and its core with criterion
+	@$(PY) benches/python/timers.py $(BENCH_ARGS)
+	@cargo bench --locked --package millrace-benches --bench wheel
 
 .PHONY: bench-quick
 bench-quick: build-bench ## The same cells, shorter: under five minutes, into build/bench-quick

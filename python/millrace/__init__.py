@@ -5,10 +5,12 @@ from ._core import EngineBuffer as EngineBuffer
 from ._core import Entry as Entry
 from ._core import File as File
 from ._core import FileStatus as FileStatus
+from ._core import Handle as Handle
 from ._core import Operation as Operation
 from ._core import Record as Record
 from ._core import RingTicket as RingTicket
 from ._core import Ticket as Ticket
+from ._core import Timeout as Timeout
 from ._core import __version__ as __version__
 from .errors import AbandonedError as AbandonedError
 from .errors import BackendUnavailable as BackendUnavailable
@@ -34,6 +36,7 @@ from .log import Cursor as Cursor
 from .log import Log as Log
 from .parts import Backpressure as Backpressure
 from .parts import Ring as Ring
+from .parts import TimeoutWheel as TimeoutWheel
 from .settings import IoSettings as IoSettings
 from .settings import LogSettings as LogSettings
 from .types import BackendInfo as BackendInfo
@@ -46,3 +49,4 @@ from .types import RepairReport as RepairReport
 from .types import RingStatistics as RingStatistics
 from .types import SegmentReport as SegmentReport
 from .types import VerifyReport as VerifyReport
+from .types import WheelStatistics as WheelStatistics

@@ -1,11 +1,12 @@
 """What the extension module offers. Import `millrace` instead."""
 
-from collections.abc import Coroutine, Generator, Iterable, Sequence
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from socket import socket
 from types import GenericAlias, TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, final
+from typing import Any, Final, Generic, Self, TypeVar, TypeVarTuple, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -19,6 +20,7 @@ __all__ = [
     "Entry",
     "File",
     "FileStatus",
+    "Handle",
     "IoEngine",
     "Log",
     "Operation",
@@ -27,6 +29,8 @@ __all__ = [
     "Ring",
     "RingTicket",
     "Ticket",
+    "Timeout",
+    "TimeoutWheel",
     "__version__",
     "backend_info",
     "check_settings",
@@ -37,6 +41,7 @@ __all__ = [
 
 _T_co = TypeVar("_T_co", covariant=True)
 _Location = str | bytes | PathLike[str] | PathLike[bytes]
+_Ts = TypeVarTuple("_Ts")
 
 __version__: Final[str]
 
@@ -779,3 +784,102 @@ def backend_info(name: str) -> tuple[str, str, str]:
 
 def check_settings(settings: LogSettings) -> None:
     """Check numbers against each other as an open would."""
+
+@disjoint_base
+class TimeoutWheel:
+    """The wheel behind `millrace.TimeoutWheel`."""
+
+    def __new__(cls, *, tick_s: float = 0.001) -> Self: ...
+    def call_later(
+        self, delay_s: float, callback: Callable[[*_Ts], object], /, *args: *_Ts
+    ) -> Handle:
+        """
+        Call *callback* with *args* once *delay_s* seconds have passed, never earlier.
+
+        It runs on the loop's thread, in the context of this call. If it raises, the loop's
+        exception handler hears of it, and the others run all the same.
+
+        Raises:
+            ClosedError: If the wheel is closed.
+
+            RuntimeError: If no loop runs here, or the wheel belongs to another one.
+        """
+
+    def timeout(self, delay_s: float | None) -> Timeout:
+        """
+        Limit how long a block may take: `async with wheel.timeout(5.0): ...`.
+
+        When *delay_s* seconds have passed, the task inside is cancelled, and the block raises
+        `TimeoutError` in place of that cancellation. `None` sets no limit; `reschedule` can.
+
+        Raises:
+            ClosedError: If the wheel is closed; also inside of the block, when it is closed there.
+        """
+
+    def start_sleep(self, delay_s: float) -> tuple[Future[None], Handle] | tuple[None, None]:
+        """Arm a sleep; return the future to wait for and what takes the sleep back."""
+
+    def close(self) -> None:
+        """
+        Stop the wheel.
+
+        Sleeps fail with `ClosedError`, blocks under a timeout are cancelled and raise it,
+        callbacks are dropped and counted.
+
+        Raises:
+            RuntimeError: If the wheel's loop is running in another thread.
+        """
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the wheel refuses everything."""
+
+    @property
+    def next_deadline(self) -> float | None:
+        """The time of the loop at which something is due next; `None` if nothing waits."""
+
+    @property
+    def tick_s(self) -> float:
+        """How long a tick lasts."""
+
+    def statistics_report(self) -> dict[str, int]:
+        """Return the fields of `WheelStatistics`."""
+
+@final
+class Handle:
+    """A callback that waits; `cancel` takes it back."""
+
+    def cancel(self) -> bool:
+        """
+        Take the callback back; true if it would still have run.
+
+        Its function and arguments are let go at once. Afterwards, and after it has run, this does
+        nothing.
+        """
+
+@final
+class Timeout:
+    """A limit on how long the block under it may take; made by `TimeoutWheel.timeout`."""
+
+    def when(self) -> float | None:
+        """The deadline as a time of the loop; `None` if there is no limit."""
+
+    def expired(self) -> bool:
+        """Whether the time was up while the block was running."""
+
+    def reschedule(self, when: float | None) -> None:
+        """
+        Move the deadline to *when*, a time of the loop; `None` takes the limit away.
+
+        Raises:
+            RuntimeError: Outside of the block, and once the time was up.
+        """
+
+    def __aenter__(self) -> Awaitable[Self]: ...
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        thrown: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> Awaitable[None]: ...

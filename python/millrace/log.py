@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import os
+import time
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Self
@@ -32,6 +34,10 @@ Location = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 _EXIT_TIMEOUT_S = 5.0
 _LSN_MAX = 2**63 - 1
 
+# How a follower of somebody else's log looks for news, and how coarse file times may be.
+_LOOK_S = 0.1
+_RECENT_NS = 1_000_000_000
+
 
 class Log(_core.Log):
     """
@@ -51,15 +57,17 @@ class Log(_core.Log):
         [(1, b'order:1')]
     """
 
-    __slots__ = ("__weakref__", "_owner")
+    __slots__ = ("__weakref__", "_owner", "_settings")
 
     # The process that has to close it, until it has been told off for not doing so.
     _owner: int | None
+    _settings: LogSettings | None
 
     def __init__(self, log: _core.Log) -> None:
         """Take over what `Log.open` opened."""
         del log
         self._owner = os.getpid()
+        self._settings = None
         _open.add(self)
 
     @classmethod
@@ -105,7 +113,7 @@ class Log(_core.Log):
         elif not isinstance(settings, LogSettings):
             raise TypeError(f"settings must be LogSettings, not {type(settings).__name__}")
         started = _core.open_log(directory, settings, bool(read_only))
-        return Opening(cls, started)
+        return Opening(cls, started, settings)
 
     def read(self, start: int = 1, stop: int | None = None) -> AsyncGenerator[Record]:
         """
@@ -144,10 +152,20 @@ class Log(_core.Log):
 
         Without *start*, begins behind what is durable now. Never yields a record before it is
         durable. Ends with `ClosedError` when the log is closed.
+
+        A log that was opened with `read_only` learns nothing from its owner, so it looks: ten
+        times a second at the times of the files, and, when they were written to, at the log anew,
+        which reads it as an open does. It has no end but the caller's.
+
+        Raises:
+            ValueError: If the records from *start* on were truncated; with `read_only` also
+                later, if that happened to some before they were seen.
         """
         if start is None:
             start = self.durable_lsn + 1
         _check_range(start, None, 1)
+        if self._state == "read_only":
+            return _watch(self, start)
         return _follow(self, start)
 
     def cursor(self, name: str, *, holds_truncation: bool = False) -> Cursor:  # type: ignore[override]
@@ -205,18 +223,26 @@ class Log(_core.Log):
 class Opening:
     """A log being opened: await it, or use it with `async with`."""
 
-    __slots__ = ("_kind", "_log", "_started")
+    __slots__ = ("_kind", "_log", "_settings", "_started")
 
-    def __init__(self, kind: type[Log], started: Operation[_core.Log]) -> None:
+    def __init__(
+        self,
+        kind: type[Log],
+        started: Operation[_core.Log],
+        settings: LogSettings,
+    ) -> None:
         self._kind = kind
         self._started = started
+        self._settings = settings
         self._log: Log | None = None
 
     def __await__(self) -> Generator[Any, Any, Log]:
         return self._finish().__await__()
 
     async def _finish(self) -> Log:
-        return self._kind(await self._started)
+        log = self._kind(await self._started)
+        log._settings = self._settings
+        return log
 
     async def __aenter__(self) -> Log:
         self._log = await self._finish()
@@ -357,6 +383,31 @@ async def _follow(log: Log, start: int) -> AsyncGenerator[Record]:
             continue
         for record in batch:
             yield record
+
+
+async def _watch(log: Log, start: int) -> AsyncGenerator[Record]:
+    """Follow a log that others write: look at its directory, and open it again for each news."""
+    directory, settings = os.fspath(log.path), log._settings
+    # From before the first look, so that what comes in between is looked for once more.
+    seen_ns = -1
+    while True:
+        written_ns = _written_ns(directory)
+        # File times move in steps: a write just after a look may carry the same time as it.
+        is_recent = time.time_ns() - written_ns < _RECENT_NS
+        if written_ns != seen_ns or is_recent:
+            seen_ns = written_ns
+            async with Log.open(directory, settings=settings, read_only=True) as fresh:
+                if start <= fresh.durable_lsn:
+                    async for record in fresh.read(start):
+                        yield record
+                        start = record.lsn + 1
+        await asyncio.sleep(_LOOK_S)
+
+
+def _written_ns(directory: str) -> int:
+    with os.scandir(directory) as entries:
+        times = [entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".log")]
+    return max(times, default=0)
 
 
 def _check_range(start: int, stop: int | None, records_max: int) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from . import _core
-from .types import RingStatistics
+from .types import RingStatistics, WheelStatistics
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _MIB = 1024 * 1024
 
@@ -117,3 +121,85 @@ class Ring(_core.Ring):
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "open"
         return f"<millrace.Ring entries={len(self)} capacity={self.capacity} state={state}>"
+
+
+class TimeoutWheel(_core.TimeoutWheel):
+    """
+    Sleeps, timeouts and callbacks of an event loop, by the million, on one timer of the loop.
+
+    Arming and cancelling take the same short time however many timers wait, and a cancelled one
+    leaves nothing behind. Deadlines are rounded up to a tick: nothing is early. What is due is
+    handed out in one batch for each tick, sooner deadlines first.
+
+    A wheel belongs to the loop that uses it first, until that loop is closed; then another one
+    may use it. Like the loop itself, it is used from the loop's own thread. A wheel on which
+    nothing waits wakes nobody.
+
+    Args:
+        tick_s: How fine deadlines are, in seconds. A coarser tick means fewer wake-ups.
+
+    Raises:
+        ValueError: If *tick_s* is shorter than a microsecond or longer than an hour.
+
+    Examples:
+        >>> import asyncio
+        >>> async def main():
+        ...     async with TimeoutWheel() as wheel:
+        ...         handle = wheel.call_later(60.0, print, "never")
+        ...         assert handle.cancel()
+        ...         try:
+        ...             async with wheel.timeout(0.01):
+        ...                 await wheel.sleep(60.0)
+        ...         except TimeoutError:
+        ...             return "in time"
+        >>> asyncio.run(main())
+        'in time'
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *, tick_s: float = 0.001) -> Self:
+        """Make a wheel; it gets to know its loop when it is used."""
+        return super().__new__(cls, tick_s=tick_s)
+
+    async def sleep(self, delay_s: float) -> None:
+        """
+        Wait for *delay_s* seconds, and not less.
+
+        With 0, others get a turn and nothing is armed.
+
+        Cancelling takes the timer back.
+
+        Raises:
+            ClosedError: If the wheel is closed, before or meanwhile.
+        """
+        future, handle = self.start_sleep(delay_s)
+        if future is None or handle is None:
+            await asyncio.sleep(0)
+            return
+        try:
+            await future
+        finally:
+            handle.cancel()
+
+    def statistics(self) -> WheelStatistics:
+        """What happened in the wheel so far."""
+        return WheelStatistics(**self.statistics_report())
+
+    async def __aenter__(self) -> Self:
+        """Use the wheel until the end of the block."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the wheel."""
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else "open"
+        live = self.statistics().live
+        return f"<millrace.TimeoutWheel timers={live} tick_s={self.tick_s:g} state={state}>"

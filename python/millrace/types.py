@@ -410,3 +410,40 @@ class IoStatistics:
     oldest_s: float
     queue_wait: Mapping[str, Histogram]
     device_time: Mapping[str, Histogram]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WheelStatistics:
+    """
+    What happened in a timeout wheel so far: armed = cancelled + expired + dropped + live.
+
+    Args:
+        armed: Timers armed: callbacks, sleeps and timeouts.
+
+        cancelled: Timers taken back before they were due.
+
+        expired: Timers whose time came.
+
+        dropped: Timers that were left when the wheel was closed, or its loop.
+
+        failed: Callbacks that raised; the loop's exception handler heard of each.
+
+        live: Timers that wait now.
+
+        turns: Times the loop called the wheel.
+
+        rearmed: Times the wheel asked the loop to be called. What one timer each would have
+            cost is `armed`.
+
+        memory_bytes: Memory of the wheel itself, without the Python objects it holds.
+    """
+
+    armed: int
+    cancelled: int
+    expired: int
+    dropped: int
+    failed: int
+    live: int
+    turns: int
+    rearmed: int
+    memory_bytes: int

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _RECORD_BYTES_MAX = 16 << 20
-_FOLLOW_S = 0.1
-_RECENT_NS = 1_000_000_000
 
 directory_argument = click.argument("directory", type=click.Path(path_type=Path))
 format_option = click.option(
@@ -109,28 +106,14 @@ async def _print_once(directory: Path, span: Span, form: Format, out: Output) ->
 
 
 async def _print_all(directory: Path, span: Span, form: Format, out: Output) -> None:
-    """
-    Print records, and wait for more if the span says so.
-
-    A read-only log shows what was durable when it was opened, so following means opening again
-    whenever a file of the log has been written to.
-    """
-    seen_ns = _written_ns(directory)
+    """Print records, and wait for more if the span says so."""
     next_lsn = await _print_once(directory, span, form, out)
-    while span.follow:
-        await asyncio.sleep(_FOLLOW_S)
-        written_ns = _written_ns(directory)
-        # File times move in steps: a write just after the last look may carry the same time.
-        is_recent = time.time_ns() - written_ns < _RECENT_NS
-        if written_ns != seen_ns or is_recent:
-            seen_ns = written_ns
-            next_lsn = await _print_once(directory, Span(next_lsn), form, out)
-
-
-def _written_ns(directory: Path) -> int:
-    with os.scandir(directory) as entries:
-        times = [entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".log")]
-    return max(times, default=0)
+    if not span.follow:
+        return
+    async with Log.open(directory, read_only=True) as source:
+        async for record in source.follow(max(next_lsn, source.first_lsn)):
+            _emit(record, form, out)
+            sys.stdout.flush()
 
 
 def _stream(directory: Path, span: Span, form: Format, out: Output) -> None:

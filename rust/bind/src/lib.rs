@@ -5,6 +5,7 @@
 //! operation                      what an asynchronous call returns
 //! loops, lines, jobs, queue      who waits for what, and where
 //! shared                         what the handles of one log have in common
+//! wheel                          deadlines of an event loop, all on its one timer
 //! record, report, buffer, error  values across the line
 //! door                           the only way in and out of the interpreter
 //! ```
@@ -30,6 +31,7 @@ mod report;
 mod ring;
 mod shared;
 mod ticket;
+mod wheel;
 
 /// The compiled half of Millrace; import `millrace` instead.
 #[pyo3::pymodule(gil_used = false)]
@@ -45,6 +47,7 @@ mod _core {
         record::Record,
         ring::{Entry, Ring, RingTicket},
         ticket::Ticket,
+        wheel::{Handle, Timeout, TimeoutWheel},
     };
 
     use pyo3::prelude::*;

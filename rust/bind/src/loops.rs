@@ -198,6 +198,21 @@ fn running(py: Python<'_>) -> *mut ffi::PyObject {
     }
 }
 
+/// What tells that the loop running now is running, until it stops; none if nothing does.
+pub fn witness(py: Python<'_>) -> Option<Py<PyAny>> {
+    // SAFETY: null or a borrowed reference to a live object, which is made our own.
+    let witness = unsafe { Bound::from_borrowed_ptr_or_opt(py, running(py)) };
+    witness
+        .filter(|witness| !witness.is_none())
+        .map(Bound::unbind)
+}
+
+/// Whether the loop of a witness is the one running in this thread.
+#[inline]
+pub fn is_witness(py: Python<'_>, witness: &Py<PyAny>) -> bool {
+    std::ptr::eq(running(py), witness.as_ptr())
+}
+
 /// Asks asyncio which loop is running, and finds or makes its port.
 #[cold]
 fn look_up(py: Python<'_>) -> PyResult<Arc<Current>> {
@@ -213,13 +228,8 @@ fn look_up(py: Python<'_>) -> PyResult<Arc<Current>> {
         Some(port) => port,
         None => port_of(py, &event_loop)?,
     };
-    let witness = running(py);
-    // SAFETY: null or a borrowed reference to a live object, which is made our own.
-    let witness = unsafe { Bound::from_borrowed_ptr_or_opt(py, witness) };
     let current = Arc::new(Current {
-        witness: witness
-            .filter(|witness| !witness.is_none())
-            .map(Bound::unbind),
+        witness: witness(py),
         maker: Maker::of(py, &event_loop)?,
         event_loop: event_loop.unbind(),
         port,

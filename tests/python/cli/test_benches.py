@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import timers
 from figures import Figures
 from report import write_report
 from table import Spread, Table, ratio
@@ -164,3 +165,33 @@ def test_a_missing_peer_is_a_missing_row(tmp_path: Path) -> None:
         check=False,
     )
     assert "missing" in json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.parametrize("loop", timers.LOOPS)
+@pytest.mark.parametrize("contender", [timers.OURS, timers.THEIRS])
+@pytest.mark.parametrize("workload", list(timers.WORKLOADS))
+def test_cells_of_timers_run_and_check(workload: str, contender: str, loop: str) -> None:
+    # Belief: every cell of the timer comparison does its work to the end and gives its figures.
+    job = {"workload": workload, "contender": contender, "loop": loop, "count": 500}
+    result = timers.run_cell({**job, "seconds": 0.05})
+    assert "wrong" not in result
+    assert result
+    assert all(isinstance(value, float) for value in result.values())
+
+
+def test_the_report_of_timers_has_every_aim() -> None:
+    # Belief: five cases for each loop, and a missed aim is said.
+    rows = [
+        {
+            **job,
+            "workload": f"{job['workload']} on {job['loop']}",
+            "round": number,
+            **dict.fromkeys(("each_s", "bytes_each", "lag_p99_s"), 1.0),
+        }
+        for number in range(3)
+        for group in timers.cells(timers.QUICK)
+        for job in group
+    ]
+    lines = list(timers.lines(Table(rows), timers.QUICK))
+    assert len(lines) == 10
+    assert sum("missed" in line[-1] for line in lines) == 7

@@ -4,6 +4,13 @@ Writes of a dead process that land after its successor has begun.
 The kernel finishes what a killed process had submitted through io_uring after `waitpid` has
 returned. On a slow device that takes seconds, and a successor that was let in meanwhile could
 have its acknowledged records overwritten.
+
+Two things stand between such writes and the successor's records: the lock, which the dead owner's
+ring keeps until its writes are over, and the successor's own segment, which no earlier owner has
+ever had open. This test asks only for the records, so it does not notice when the lock is left
+out of the ring: the segment alone keeps them whole. That the lock stays taken as long as the
+backend that wrote under it lives is asked in `io/contract/files.rs`, by
+`a_held_lock_is_free_at_once_when_let_go`, on every backend.
 """
 
 from __future__ import annotations

@@ -126,6 +126,52 @@ async def test_follow_from_now_on(directory: Path) -> None:
         await following.aclose()
 
 
+@pytest.mark.parametrize("start", [1, None])
+async def test_follow_beside_the_owner(
+    directory: Path,
+    small: LogSettings,
+    start: int | None,
+) -> None:
+    # A read-only log shows what was there, and then what its owner makes durable, over rotations,
+    # a close and the next owner.
+    seen: list[bytes] = []
+    owner = await Log.open(directory, settings=small)
+    await owner.append_many([b"old-1", b"old-2"])
+    async with Log.open(directory, read_only=True, settings=small) as reader:
+        more = asyncio.Event()
+
+        async def follow() -> None:
+            async for record in reader.follow(start):
+                assert record.lsn == len(seen) + (start or 3)
+                seen.append(record.data)
+                more.set()
+
+        async def wait_for(count: int) -> None:
+            async with asyncio.timeout(30):
+                while len(seen) < count:
+                    more.clear()
+                    await more.wait()
+
+        before = [b"old-1", b"old-2"] if start else []
+        follower = asyncio.create_task(follow())
+        await wait_for(len(before))
+        expected = list(before)
+        for round_ in range(3):
+            expected += [b"%d-%d" % (round_, number) + bytes(4000) for number in range(30)]
+            for data in expected[-30:]:
+                await owner.append(data)
+            await wait_for(len(expected))
+            if round_ == 1:
+                await owner.close()
+                owner = await Log.open(directory, settings=small)
+        assert owner.statistics().rotations > 0
+        assert seen == expected
+        follower.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await follower
+    await owner.close()
+
+
 async def test_follow_ends_with_the_log(directory: Path) -> None:
     # A close wakes followers with an error that says so.
     log = await Log.open(directory)

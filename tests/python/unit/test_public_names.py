@@ -22,6 +22,7 @@ _NAMES = [
     "Error",
     "ForkedError",
     "FormatVersionError",
+    "Handle",
     "IoError",
     "IoTimeout",
     "LockedError",
@@ -43,9 +44,12 @@ _NAMES = [
     "SegmentReport",
     "ShortReadError",
     "Ticket",
+    "Timeout",
+    "TimeoutWheel",
     "TooLargeError",
     "VerifyReport",
     "VersionMismatch",
+    "WheelStatistics",
 ]
 
 

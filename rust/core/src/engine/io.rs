@@ -157,6 +157,9 @@ fn choose(
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 /// Hears of the end of a loop.
 #[derive(Default)]
 struct End {

@@ -109,7 +109,10 @@ impl IoLoop {
         crate::sync::lock(&self.shared.poison).get_or_insert_with(|| cause.clone());
         // A panic may have left the backend anywhere: nothing of it is used again, and nothing
         // of it is freed.
-        std::mem::forget(self.backend.take());
+        let backend = self.backend.take();
+        if !cfg!(mutant = "ioloop_frees_after_a_panic") {
+            std::mem::forget(backend);
+        }
         let told =
             || Error::new(ErrorKind::Poisoned, "the I/O engine failed").caused_by(cause.clone());
         let requests = self.table.in_flight() as u64;

@@ -59,11 +59,12 @@ mod handle;
 mod metrics;
 mod request;
 mod sink;
+mod slow;
 mod table;
 mod turn;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use handle::Handle;
 pub use metrics::{SlowOperation, Statistics};

@@ -11,7 +11,6 @@ use std::{
 use super::{
     Settings,
     handle::{Handle, Message, Shared, Submission},
-    metrics::{Now, SlowOperation},
     request::{Id, Lane, Reply, reply},
     sink::Answered,
     table::{Expiry, Forgotten, Lanes, Row, Table, Waiter},
@@ -21,12 +20,8 @@ use crate::{
     error::{Error, ErrorKind, Result},
     fork::Origin,
     io::{Backend, Cancelled, Class, Finished, Request, Token, Wait},
-    sync::lock,
     wheel::{Expired, TimeoutWheel},
 };
-
-/// Finished operations that a list of them may carry along before it is swept.
-const KEPT_MIN: usize = 64;
 
 /// What is left to do after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +34,7 @@ pub enum Turned {
 
 /// What a timer is about.
 #[derive(Debug, Clone, Copy)]
-enum Due {
+pub(super) enum Due {
     /// The deadline of a request.
     Deadline(Token),
     /// One tick after a cancel: the waiter is answered, whatever the kernel does.
@@ -66,18 +61,18 @@ pub struct IoLoop {
     pub(super) table: Table,
     pub(super) phase: Phase,
     pub(super) settings: Settings,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     lanes: Lanes,
-    wheel: TimeoutWheel<Due>,
+    pub(super) wheel: TimeoutWheel<Due>,
     /// Where the requests are that somebody may lose interest in.
     tokens: HashMap<Id, Token>,
     /// Rows of the bulk lane in flight.
     bulk_in_flight: usize,
     /// A timer for slow operations is armed.
-    watching: bool,
-    slow_now: u64,
+    pub(super) watching: bool,
+    pub(super) slow_now: u64,
     /// Storage operations in the order they went into flight; those that are over are skipped.
-    oldest: VecDeque<(Mono, Token)>,
+    pub(super) oldest: VecDeque<(Mono, Token)>,
     due: Vec<Due>,
     finished: Vec<Finished>,
 }
@@ -212,6 +207,7 @@ impl IoLoop {
             .insert(Row::waiting(id, traits, ask, Some(waiter), at));
         if let Some(deadline) = deadline
             && !self.arm(key, deadline)
+            && !cfg!(mutant = "ioloop_submits_the_past")
         {
             self.on_deadline(key);
             return;
@@ -291,7 +287,12 @@ impl IoLoop {
             }
             Expiry::Cancel => {
                 self.cancel(key);
-                let patience = self.clock.now().after(self.settings.tick);
+                let tick = if cfg!(mutant = "ioloop_answers_at_the_cancel") {
+                    Duration::ZERO
+                } else {
+                    self.settings.tick
+                };
+                let patience = self.clock.now().after(tick);
                 let told = self.wheel.schedule(patience, Due::Answer(key));
                 match told {
                     Ok(timer) => {
@@ -311,6 +312,9 @@ impl IoLoop {
         if let Some(row) = self.table.get(key) {
             row.timer = None;
             let (id, waiter, changes) = (row.id, row.waiter.take(), row.traits.changes);
+            if cfg!(mutant = "ioloop_frees_at_the_timeout") {
+                self.table.finish(key);
+            }
             self.answer(id, waiter, Err(timeout(changes)));
         }
     }
@@ -474,6 +478,9 @@ impl IoLoop {
             metrics.cancelled_late.up();
         }
         match result {
+            Ok(_) if row.timed_out() && cfg!(mutant = "ioloop_cancel_beats_success") => {
+                Err(timeout(row.traits.changes))
+            }
             Err(error) if stopped && row.timed_out() => {
                 let done = error.number("done").unwrap_or(0);
                 Err(timeout(row.traits.changes).with("done", done))
@@ -499,94 +506,14 @@ impl IoLoop {
         }
         sink.answer(Answered { id, tag, result });
     }
-
-    /// One timer watches for the oldest storage operation to become slow.
-    fn watch_for_slow(&mut self, since: Mono) {
-        if self.watching {
-            return;
-        }
-        let at = since.after(self.settings.slow_after);
-        self.watching = self.wheel.schedule(at, Due::Slow).is_ok();
-    }
-
-    fn look_for_slow(&mut self) {
-        self.watching = false;
-        let now = self.clock.now();
-        for key in self.table.tokens() {
-            let Some(row) = self.table.get(key) else {
-                continue;
-            };
-            let since = row
-                .in_flight_since()
-                .filter(|_| row.traits.kind.is_storage());
-            let slow = since.is_some_and(|since| now.since(since) >= self.settings.slow_after);
-            if slow && row.mark_slow() {
-                self.slow_now += 1;
-                self.shared.metrics.slow.up();
-                let (id, kind) = (row.id, row.traits.kind);
-                let age = since.map_or(Duration::ZERO, |since| now.since(since));
-                self.shared.metrics.note(SlowOperation {
-                    id,
-                    kind,
-                    age,
-                    over: false,
-                    at: now,
-                });
-                if let Some(waiter) = &row.waiter {
-                    waiter.sink.slow(waiter.tag);
-                }
-            }
-        }
-        if let Some(since) = self.table.oldest_quiet() {
-            self.watch_for_slow(since);
-        }
-    }
-
-    fn note_slow(&self, row: &Row, now: Mono, over: bool) {
-        let since = row.in_flight_since().unwrap_or(now);
-        self.shared.metrics.note(SlowOperation {
-            id: row.id,
-            kind: row.traits.kind,
-            age: now.since(since),
-            over,
-            at: now,
-        });
-    }
-
-    /// Since when the oldest storage operation has been in flight.
-    fn oldest(&mut self) -> Option<Mono> {
-        let table = &mut self.table;
-        while let Some((_, key)) = self.oldest.front()
-            && table.get(*key).is_none()
-        {
-            self.oldest.pop_front();
-        }
-        // Behind one that hangs, others come and go.
-        if self.oldest.len() > 2 * table.in_flight() + KEPT_MIN {
-            self.oldest.retain(|(_, key)| table.get(*key).is_some());
-        }
-        self.oldest.front().map(|(since, _)| *since)
-    }
-
-    /// Lets others see how things stand.
-    pub(super) fn tell(&mut self) {
-        let oldest = self.oldest();
-        let effort = self.backend.as_ref().map(|backend| backend.effort());
-        let mut told = lock(&self.shared.metrics.now);
-        *told = Now {
-            waiting: self.table.waiting() as u64,
-            in_flight: self.table.in_flight() as u64,
-            slow: self.slow_now,
-            oldest,
-            backend: effort.unwrap_or(told.backend),
-        };
-    }
 }
 
 /// `indeterminate`: it may have been done, or done in part.
 fn timeout(indeterminate: bool) -> Error {
-    Error::new(ErrorKind::Timeout, "the deadline passed")
-        .with("indeterminate", i128::from(indeterminate))
+    Error::new(ErrorKind::Timeout, "the deadline passed").with(
+        "indeterminate",
+        i128::from(indeterminate && !cfg!(mutant = "ioloop_timeouts_are_certain")),
+    )
 }
 
 fn full() -> Error {

@@ -90,7 +90,10 @@ impl Table {
 impl Drop for Table {
     fn drop(&mut self) {
         for slot in &mut self.slots {
-            std::mem::forget(slot.flight.take());
+            let flight = slot.flight.take();
+            if !cfg!(mutant = "uring_frees_at_shutdown") {
+                std::mem::forget(flight);
+            }
         }
     }
 }

@@ -1,3 +1,5 @@
+use std::io;
+
 use super::*;
 use crate::{
     clock::SystemClock,
@@ -585,7 +587,7 @@ fn a_forked_child_does_not_keep_a_dead_ring() {
 }
 
 /// From now on the system call `number` answers `errno` in this process.
-fn deny(number: libc::c_long, errno: i32) {
+pub(crate) fn deny(number: libc::c_long, errno: i32) {
     let step = |code: u32, jt, jf, k| libc::sock_filter {
         code: code as u16,
         jt,

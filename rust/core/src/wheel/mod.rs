@@ -141,30 +141,27 @@ impl<T> TimeoutWheel<T> {
     ///
     /// Returns how many. Time that runs backwards is ignored.
     pub fn advance(&mut self, now: Mono, due: &mut Vec<T>) -> usize {
-        if now <= self.now {
-            return 0;
-        }
-        self.now = now;
-        let target = self.tick_down(now);
+        self.now = self.now.max(now);
         let before = due.len();
-        while let Some((level, slot)) = self.first() {
-            let start = start_of(self.elapsed, level, slot);
-            if start > target {
-                break;
-            }
-            self.elapsed = start;
-            let head = self.levels[level].take(slot);
-            self.note(level);
-            if level == 0 {
-                self.expire(head, due);
-            } else {
-                self.cascade(head, due);
-            }
+        while let Some(slot) = self.come_to_due() {
+            let head = self.levels[0].take(slot);
+            self.note(0);
+            self.expire(head, due);
         }
-        self.elapsed = target;
         let count = due.len() - before;
         self.expired += count as u64;
         count
+    }
+
+    /// Moves the wheel to `now`, but only up to the first timer that is due, and hands that out.
+    ///
+    /// For a caller that runs foreign code for each: what is due and not handed out yet can still
+    /// be cancelled, and `next_deadline` says that it is late.
+    pub fn pop(&mut self, now: Mono) -> Option<T> {
+        self.now = self.now.max(now);
+        let slot = self.come_to_due()?;
+        self.expired += 1;
+        self.drop_out(self.levels[0].slot(slot).head)
     }
 
     /// When to call `advance` next; `None` if there is nothing to wait for.
@@ -177,6 +174,31 @@ impl<T> TimeoutWheel<T> {
         let tick = self.levels[level].slot(slot).earliest;
         let since = tick.saturating_mul(self.tick_ns);
         Some(Mono(self.origin.0.saturating_add(since)))
+    }
+
+    /// Begins anew at `now`, perhaps on another clock; returns the values of all timers.
+    ///
+    /// Keys from before stay stale.
+    pub fn restart(&mut self, now: Mono) -> Vec<T> {
+        let mut left = Vec::new();
+        self.cancel_where(|_| true, &mut left);
+        (self.origin, self.now, self.elapsed) = (now, now, 0);
+        left
+    }
+
+    /// Whether the key's timer still waits.
+    pub fn contains(&self, key: Key) -> bool {
+        self.slab.find(key).is_some()
+    }
+
+    /// The values of all timers that wait, in no particular order.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.slab.values()
+    }
+
+    /// The latest instant the wheel has been told of.
+    pub fn now(&self) -> Mono {
+        self.now
     }
 
     /// How many timers wait.
@@ -268,6 +290,28 @@ impl<T> TimeoutWheel<T> {
         }
     }
 
+    /// Lets time pass up to the first tick with timers that are due; returns their slot.
+    ///
+    /// If there is none, the wheel stands at `now` afterwards.
+    fn come_to_due(&mut self) -> Option<usize> {
+        let target = self.tick_down(self.now);
+        while let Some((level, slot)) = self.first() {
+            let start = start_of(self.elapsed, level, slot);
+            if start > target {
+                break;
+            }
+            self.elapsed = start;
+            if level == 0 {
+                return Some(slot);
+            }
+            let head = self.levels[level].take(slot);
+            self.note(level);
+            self.cascade(head);
+        }
+        self.elapsed = target;
+        None
+    }
+
     /// Hands out a whole list.
     fn expire(&mut self, head: u32, due: &mut Vec<T>) {
         let mut index = head;
@@ -279,13 +323,13 @@ impl<T> TimeoutWheel<T> {
     }
 
     /// Moves a list to the levels below, in order, so that a tick keeps its sequence.
-    fn cascade(&mut self, head: u32, due: &mut Vec<T>) {
-        if cfg!(mutant = "wheel_cascade_skipped") {
-            return self.expire(head, due);
-        }
+    fn cascade(&mut self, head: u32) {
         let mut index = head;
         while index != NONE {
-            let entry = self.slab.at(index);
+            let entry = self.slab.at_mut(index);
+            if cfg!(mutant = "wheel_cascade_skipped") {
+                entry.tick = self.elapsed;
+            }
             let (tick, next) = (entry.tick, entry.next);
             self.link(index, tick);
             self.cascaded += 1;

@@ -244,6 +244,14 @@ impl Pair {
         let expected: Vec<u64> = std::mem::replace(&mut self.sorted, later)
             .into_values()
             .collect();
+        // Some of them one by one, the rest at once.
+        if let Some((some, rest)) = expected.split_at_checked(self.count as usize % 4) {
+            for number in some {
+                assert_eq!(self.wheel.pop(Mono(now_ns)), Some(*number));
+            }
+            assert_eq!(due(&mut self.wheel, now_ns), rest, "the same, in order");
+            return;
+        }
         assert_eq!(due(&mut self.wheel, now_ns), expected, "the same, in order");
     }
 }
@@ -361,6 +369,29 @@ fn timers_of_a_tick_keep_their_order() {
 }
 
 #[test]
+fn what_is_due_can_be_cancelled_until_it_is_handed_out() {
+    // Belief: handed out one by one, timers that are due stay cancellable, and new ones may be
+    // armed in between; nothing is lost and the order holds.
+    let mut wheel = wheel::<u64>(10, 0);
+    let keys: Vec<Key> = [10, 10, 25, 700, 710, 5_000]
+        .into_iter()
+        .enumerate()
+        .map(|(number, at)| wheel.schedule(Mono(at), number as u64).unwrap())
+        .collect();
+    assert_eq!(wheel.pop(Mono(705)), Some(0));
+    assert_eq!(wheel.next_deadline(), Some(Mono(10)), "late");
+    assert!(wheel.contains(keys[1]));
+    assert_eq!(wheel.cancel(keys[1]), Some(1));
+    assert_eq!(wheel.schedule(Mono(700), 9), Err(Expired(9)));
+    wheel.schedule(Mono(706), 6).unwrap();
+    assert_eq!(wheel.pop(Mono(705)), Some(2));
+    assert_eq!(wheel.pop(Mono(705)), Some(3));
+    assert_eq!(wheel.pop(Mono(705)), None);
+    assert_eq!(wheel.next_deadline(), Some(Mono(710)));
+    assert_eq!(due(&mut wheel, 6_000), [4, 6, 5]);
+}
+
+#[test]
 fn a_stale_key_is_harmless() {
     // Belief: a key whose timer is gone cancels nothing, also when its place is taken again, and
     // when its whole chunk was given back and made anew.
@@ -447,6 +478,22 @@ fn time_that_runs_backwards_is_ignored() {
     assert!(due(&mut wheel, 20).is_empty());
     assert!(wheel.schedule(Mono(150), 2).is_err());
     assert_eq!(due(&mut wheel, 200), [1]);
+}
+
+#[test]
+fn a_wheel_can_begin_anew_on_another_clock() {
+    // Belief: a restart hands everything out, forgets its time, and makes no old key valid.
+    let mut wheel = wheel::<u64>(1, 1_000);
+    let old = wheel.schedule(Mono(5_000), 1).unwrap();
+    wheel.schedule(Mono(6_000), 2).unwrap();
+    due(&mut wheel, 2_000);
+    let mut left = wheel.restart(Mono(0));
+    left.sort_unstable();
+    assert_eq!(left, [1, 2]);
+    let new = wheel.schedule(Mono(10), 3).unwrap();
+    assert_eq!(wheel.next_deadline(), Some(Mono(10)));
+    assert!(!wheel.contains(old) && wheel.contains(new));
+    assert_eq!(due(&mut wheel, 10), [3]);
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
     ("rust/bind/src/jobs.rs", "one pool of workers per process, never freed"),
     ("rust/bind/src/loops.rs", "compares what the thread's dictionary says about the running loop"),
     ("rust/bind/src/record.rs", "takes records, which can be in no cycle, from the collector"),
+    ("rust/bind/src/wheel/context.rs", "asks a context which mapping it refers to"),
+    ("rust/bind/src/wheel/home.rs", "reads the monotonic clock that event loops count in"),
     ("rust/core/src/engine/mod.rs", "asks the kernel for the random id of a new log"),
     ("rust/core/src/fork.rs", "registers and runs the handler of a forked child"),
     ("rust/core/src/io/buffer.rs", "aligned memory that the kernel reads and writes"),

@@ -1,7 +1,7 @@
 //! The loop's promises: against a backend that a test plays by hand, and against every real one.
 
 mod puppet;
-mod real;
+pub(crate) mod real;
 
 use std::{
     collections::HashMap,

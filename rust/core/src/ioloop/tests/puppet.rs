@@ -691,8 +691,14 @@ fn a_panic_poisons_instead_of_spreading() {
     let mut stage = stage(8);
     stage.ask(read(), None);
     stage.turn();
+    let holders = Arc::strong_count(&stage.puppet.0);
     lock(&stage.puppet.0).panics = true;
     assert_eq!(stage.turn(), Turned::Over);
+    assert_eq!(
+        Arc::strong_count(&stage.puppet.0),
+        holders,
+        "the backend was freed"
+    );
     assert_eq!(kind(stage.inbox.take(1)), ErrorKind::Poisoned);
     assert!(stage.handle().poison().is_some());
     assert!(lock(&stage.puppet.0).shutdowns.is_empty());

@@ -86,9 +86,9 @@ fn a_storm_of_cancels_and_resubmissions_loses_nothing(make: Make) {
     for (at, (_, socket)) in pairs.iter().enumerate() {
         let (tag, id) = rig.ask(exact(socket), None);
         if at % 2 == 0 {
-            kept.push((at, tag))
+            kept.push((at, tag));
         } else {
-            gone.push((tag, id))
+            gone.push((tag, id));
         }
     }
     rig.engine.turn(Wait::Never);
@@ -97,7 +97,9 @@ fn a_storm_of_cancels_and_resubmissions_loses_nothing(make: Make) {
             std::io::Write::write_all(&mut pairs[*at].0, &[round]).unwrap();
         }
         if round == 1 {
-            gone.iter().for_each(|(_, id)| rig.handle.forget(*id));
+            for (_, id) in &gone {
+                rig.handle.forget(*id);
+            }
         }
         let writes: Vec<_> = (0..COUNT as u64)
             .map(|at| {

@@ -237,7 +237,7 @@ fn what_an_ended_thread_submitted_is_finished(make: Make) {
             host.wait(tag);
             assert_eq!(count(host.inbox.take(tag)), 4096);
         }
-        *crate::sync::lock(&host.inbox.ids) = Default::default();
+        *crate::sync::lock(&host.inbox.ids) = std::collections::HashMap::default();
     }
 }
 

@@ -146,7 +146,9 @@ fn nothing_the_kernel_may_write_to_is_given_away(make: Make) {
         assert_eq!(rig.inbox.len(), COUNT, "every waiter was told");
         drop(rig);
         let mut guards: Vec<_> = (0..2 * COUNT).map(|_| Buffer::zeroed(LENGTH)).collect();
-        guards.iter_mut().for_each(|guard| guard.fill(PATTERN));
+        for guard in &mut guards {
+            guard.fill(PATTERN);
+        }
         let pattern = vec![PATTERN; LENGTH];
         for _ in 0..20 {
             for guard in &guards {

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Makes the backend of a flavour, for a table of this size.
-type Make = fn(Arc<dyn Clock>, usize) -> Box<dyn Backend>;
+pub(crate) type Make = fn(Arc<dyn Clock>, usize) -> Box<dyn Backend>;
 
 /// A loop on a real backend, turned by the test, in a time that only the test moves.
 pub(super) struct Rig {
@@ -114,6 +114,22 @@ pub(super) fn pair() -> (UnixStream, File) {
     (ours, socket)
 }
 
+/// Every rule, on the backend of this flavour.
+pub(crate) fn run_every_rule(make: Make) {
+    for rules in [files::RULES, sockets::RULES, crowds::RULES, ends::RULES] {
+        for (name, rule) in rules {
+            println(name);
+            rule(make);
+        }
+    }
+}
+
+/// Says where we are, for whoever reads the output of a failed process.
+#[allow(clippy::print_stdout, reason = "the output of a test")]
+fn println(line: &str) {
+    println!("{line}");
+}
+
 fn tuned(clock: Arc<dyn Clock>, size: usize) -> Box<dyn Backend> {
     let disk = UringDisk::probe(clock, None).unwrap();
     disk.with_capacity(size).backend().unwrap()
@@ -141,6 +157,8 @@ fn threads(clock: Arc<dyn Clock>, size: usize) -> Box<dyn Backend> {
 
 macro_rules! on_every_backend {
     ($($rule:ident)*) => {
+        /// The rules by name, for worlds that are entered on purpose.
+        pub(super) const RULES: &[(&str, fn(super::Make))] = &[$((stringify!($rule), $rule)),*];
         on_every_backend! { @one tuned: $($rule)* }
         on_every_backend! { @one plain: $($rule)* }
         on_every_backend! { @one guest: $($rule)* }
