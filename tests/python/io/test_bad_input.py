@@ -11,7 +11,7 @@ import pytest
 from millrace import BackendUnavailable, IoEngine, IoSettings, TooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from io_engines import Engines
@@ -57,16 +57,16 @@ CALLS: list[tuple[str, Call, type[Exception], str]] = [
     ("buffer of everything", lambda io, _f, _: io.buffer(HUGE - 1), TooLargeError, "memory"),
     ("timeout of -1", lambda io, f, _: io.sync(f, timeout_s=-1), ValueError, "timeout_s"),
     ("timeout of NaN", lambda io, f, _: io.sync(f, timeout_s=float("nan")), ValueError, "NaN"),
-    ("timeout of a str", lambda io, f, _: io.sync(f, timeout_s="1"), TypeError, ""),
+    ("timeout of a str", lambda io, f, _: io.sync(f, timeout_s="1"), TypeError, "."),
     ("an empty path", lambda io, _f, _: io.unlink(""), ValueError, "path is empty"),
     ("a NUL in a path", lambda io, _f, _: io.unlink("a\0b"), ValueError, "NUL"),
     ("an int for a path", lambda io, _f, _: io.unlink(3), TypeError, "int"),
     ("a NUL in a target", lambda io, _f, d: io.rename(d, "a\0b"), ValueError, "target"),
     ("no mode", lambda io, _f, d: io.open(d / "x", ""), ValueError, "flags"),
-    ("an unknown mode", lambda io, _f, d: io.open(d / "x", "rw"), ValueError, "'rw'"),
+    ("an unknown mode", lambda io, _f, d: io.open(d / "x", "rw"), ValueError, "rw"),
     ("appending", lambda io, _f, d: io.open(d / "x", "a"), ValueError, "offset"),
-    ("flags of an int", lambda io, _f, d: io.open(d / "x", 0), TypeError, ""),
-    ("negative permissions", lambda io, _f, d: io.open(d / "x", permissions=-1), OverflowError, ""),
+    ("flags of an int", lambda io, _f, d: io.open(d / "x", 0), TypeError, "."),
+    ("negative permissions", lambda io, _f, d: io.open(d / "x", permissions=-1), OverflowError, "."),
     ("allocating nothing", lambda io, f, _: io.fallocate(f, 0), ValueError, "length"),
     ("truncating to -1", lambda io, f, _: io.truncate(f, -1), ValueError, "length"),
     ("an int for a socket", lambda io, _f, _: io.recv(3, 1), TypeError, "socket.socket"),
@@ -91,6 +91,13 @@ def _open() -> socket.socket:
     if not _kept:
         _kept.extend(socket.socketpair())
     return _kept[0]
+
+
+@pytest.fixture(autouse=True)
+def _sockets_are_closed() -> Iterator[None]:
+    yield
+    while _kept:
+        _kept.pop().close()
 
 
 @pytest.mark.parametrize(

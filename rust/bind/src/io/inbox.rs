@@ -89,6 +89,17 @@ impl Inbox {
         }
     }
 
+    /// Has whoever subscribed look, though there is nothing in it.
+    fn rouse(&self) {
+        let waker = match &mut *lock(&self.state) {
+            State::Empty(waker) => waker.take(),
+            State::Full(_) | State::Taken => None,
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     fn take(&self) -> Option<News> {
         let mut state = lock(&self.state);
         match std::mem::replace(&mut *state, State::Taken) {
@@ -120,13 +131,7 @@ impl Sink for Inbox {
 
     fn slow(&self, _tag: u64) {
         self.was_slow.store(true, Ordering::Relaxed);
-        let waker = match &mut *lock(&self.state) {
-            State::Empty(waker) => waker.take(),
-            State::Full(_) | State::Taken => None,
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.rouse();
     }
 }
 
@@ -162,7 +167,7 @@ impl Answering for Waiting {
             }
             match wanted {
                 Some(wanted) => wanted.show(py, &engine, news),
-                None => Err(error::panicked("an answer that was taken twice")),
+                None => Err(error::panicked("an answer that nobody wants any more")),
             }
         }))
     }
@@ -183,8 +188,13 @@ impl Answering for Waiting {
 
     fn withdraw(&self) {
         if let Some(id) = self.idle {
+            // What it would have filled is free again.
+            let wanted = lock(&self.wanted).take();
+            drop(wanted);
             self.inbox.discount();
             self.engine.forget(id);
+            // The loop lets go of it.
+            self.inbox.rouse();
         }
     }
 }
