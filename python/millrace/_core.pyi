@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from socket import socket
 from types import GenericAlias, TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, TypeVarTuple, final
+from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, TypeVarTuple, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
-_Location = str | bytes | PathLike[str] | PathLike[bytes]
+_Location: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
 _Ts = TypeVarTuple("_Ts")
 
 __version__: Final[str]

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from millrace import IoEngine, IoSettings
@@ -67,3 +68,8 @@ async def full(io: IoEngine) -> AsyncIterator[socket.socket]:
         finally:
             left.sendall(b"x")
             await holder
+
+
+def descriptors() -> int:
+    """How many descriptors this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from io_engines import Engines
 
-    Call = Callable[[IoEngine, Any, Path], object]
+    Call = Callable[[Any, Any, Path], object]
 
 HUGE = 2**63
 
@@ -24,7 +24,7 @@ CALLS: list[tuple[str, Call, type[Exception], str]] = [
     ("length of -1", lambda io, f, _: io.read_at(f, -1, 0), ValueError, "length"),
     ("length of 2**63", lambda io, f, _: io.read_at(f, HUGE, 0), ValueError, "length"),
     ("length of 2**64", lambda io, f, _: io.read_at(f, 2**64, 0), ValueError, "length"),
-    ("length of True", lambda io, f, _: io.read_at(f, True, 0), TypeError, "not bool"),
+    ("length of True", lambda io, f, _: io.read_at(f, not 0, 0), TypeError, "not bool"),
     ("length of 1.0", lambda io, f, _: io.read_at(f, 1.0, 0), TypeError, "not float"),
     ("length of None", lambda io, f, _: io.read_at(f, None, 0), TypeError, "NoneType"),
     ("offset of -1", lambda io, f, _: io.read_at(f, 1, -1), ValueError, "offset"),
@@ -66,7 +66,12 @@ CALLS: list[tuple[str, Call, type[Exception], str]] = [
     ("an unknown mode", lambda io, _f, d: io.open(d / "x", "rw"), ValueError, "rw"),
     ("appending", lambda io, _f, d: io.open(d / "x", "a"), ValueError, "offset"),
     ("flags of an int", lambda io, _f, d: io.open(d / "x", 0), TypeError, "."),
-    ("negative permissions", lambda io, _f, d: io.open(d / "x", permissions=-1), OverflowError, "."),
+    (
+        "negative permissions",
+        lambda io, _f, d: io.open(d / "x", permissions=-1),
+        OverflowError,
+        ".",
+    ),
     ("allocating nothing", lambda io, f, _: io.fallocate(f, 0), ValueError, "length"),
     ("truncating to -1", lambda io, f, _: io.truncate(f, -1), ValueError, "length"),
     ("an int for a socket", lambda io, _f, _: io.recv(3, 1), TypeError, "socket.socket"),

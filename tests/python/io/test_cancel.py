@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from io_engines import full, pair, until
-
-from millrace import IoEngine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from io_engines import Engines
 
+    from millrace import IoEngine
 
-async def _cancel(task: asyncio.Future[object]) -> None:
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -92,8 +92,8 @@ def test_a_receive_that_was_answered_and_not_yet_delivered(engines: Engines) -> 
         with pair() as (left, right):
             task = asyncio.ensure_future(io.recv(right, 3))
             await until(lambda: io.statistics().in_flight == 1)
-            left.sendall(b"one")
             completed = io.statistics().completed
+            left.sendall(b"one")
             if io.statistics().driver == "thread":
                 # Not a turn of this loop: the engine's thread answers by itself.
                 while io.statistics().completed == completed:

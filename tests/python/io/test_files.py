@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import random
@@ -10,6 +11,7 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
+from io_engines import descriptors
 
 import millrace
 from millrace import (
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from io_engines import Engines
+    from typing_extensions import Buffer
 
 
 def test_bytes_written_at_positions_are_read_back(engines: Engines, tmp_path: Path) -> None:
@@ -49,7 +52,7 @@ def test_bytes_written_at_positions_are_read_back(engines: Engines, tmp_path: Pa
 
 def test_a_list_of_buffers_is_one_write(engines: Engines, tmp_path: Path) -> None:
     # Buffers of any kind go out one after the other; more of them than the kernel takes at once.
-    pieces = [b"ab", bytearray(b"cd"), memoryview(b"efgh")[::1], b""] * 700
+    pieces: list[Buffer] = [b"ab", bytearray(b"cd"), memoryview(b"efgh")[::1], b""] * 700
 
     async def main(io: IoEngine) -> None:
         async with io.open(tmp_path / "f", "w+") as file:
@@ -263,14 +266,14 @@ def test_a_forgotten_file_is_closed_by_the_engine(engines: Engines, tmp_path: Pa
     # Dropping it warns, and the descriptor does not leak.
     async def main(io: IoEngine) -> None:
         await io.stat(tmp_path)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for _ in range(50):
             file = await io.open(tmp_path / "f", "w")
             # The future that brought it lets go of it in the next iteration.
             await asyncio.sleep(0)
             with pytest.warns(ResourceWarning, match="unclosed file"):
                 del file
-        while len(os.listdir("/proc/self/fd")) > before:
+        while descriptors() > before:
             await asyncio.sleep(0)
 
     engines.run(main)
@@ -282,16 +285,14 @@ def test_an_open_that_nobody_waits_for_leaves_nothing_open(
     # Cancelled while it opens: the file that opens all the same is closed.
     async def main(io: IoEngine) -> None:
         await io.stat(tmp_path)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for _ in range(20):
             task = asyncio.ensure_future(io.open(tmp_path / "f", "w"))
             await asyncio.sleep(0)
             task.cancel()
-            try:
+            with contextlib.suppress(asyncio.CancelledError):
                 await (await task).close()
-            except asyncio.CancelledError:
-                pass
-        while len(os.listdir("/proc/self/fd")) > before:
+        while descriptors() > before:
             await asyncio.sleep(0)
 
     engines.run(main)
@@ -375,7 +376,7 @@ def test_a_cached_read_does_not_suspend(engines: Engines, tmp_path: Path) -> Non
 
     async def main(io: IoEngine) -> None:
         async with io.open(tmp_path / "f") as file:
-            ran = []
+            ran: list[int] = []
             asyncio.get_running_loop().call_soon(ran.append, 1)
             assert await io.read_at(file, 4096, 4096) == bytes(4096)
             assert not ran
@@ -390,7 +391,7 @@ def test_cached_reads_are_fair(engines: Engines, tmp_path: Path) -> None:
 
     async def main(io: IoEngine) -> None:
         async with io.open(tmp_path / "f") as file:
-            ran = []
+            ran: list[int] = []
             asyncio.get_running_loop().call_soon(ran.append, 1)
             for _ in range(200):
                 await io.read_at(file, 4096, 0)

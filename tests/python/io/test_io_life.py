@@ -19,15 +19,17 @@ import threading
 import time
 import warnings
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
-from io_engines import WAYS, full, pair, until
+from io_engines import WAYS, descriptors, full, pair, until
 
 from millrace import (
     AbandonedError,
     ClosedError,
+    File,
     ForkedError,
     IoEngine,
     IoSettings,
@@ -36,7 +38,6 @@ from millrace import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from io_engines import Engines
 
@@ -84,26 +85,25 @@ def test_a_loop_that_closes_with_operations_under_way(engines: Engines, tmp_path
     io = engines.make()
     with pair() as (left, right):
         loop = asyncio.new_event_loop()
+        kept: list[weakref.ref[object]] = []
 
-        async def leave() -> None:
-            file = await io.open(tmp_path / "f", "w+")
-            task = asyncio.ensure_future(_both(file))
-            await until(lambda: io.statistics().in_flight >= 1)
-            kept.append(weakref.ref(task))
-
-        async def _both(file: object) -> None:
-            writing = io.write_at(file, b"w" * 1000, 0)  # type: ignore[arg-type]
+        async def both(file: File) -> None:
+            writing = io.write_at(file, b"w" * 1000, 0)
             await io.recv(right, 1)
             await writing
 
-        kept: list[weakref.ref[object]] = []
+        async def leave() -> None:
+            task = asyncio.ensure_future(both(await io.open(tmp_path / "f", "w+")))
+            await until(lambda: io.statistics().in_flight >= 1)
+            kept.append(weakref.ref(task))
+
         loop.run_until_complete(leave())
         with warnings.catch_warnings():
             # Of the destroyed task, of the coroutine in it, of the write nobody awaits.
             warnings.simplefilter("ignore")
             logging.disable(logging.CRITICAL)
             loop.close()
-            del loop, leave, _both
+            del loop
             gc.collect()
             logging.disable(logging.NOTSET)
 
@@ -220,10 +220,8 @@ def test_closing_from_a_thread(engines: Engines) -> None:
 def test_an_engine_that_was_dropped_warns_and_ends(engines: Engines) -> None:
     # Its thread and its descriptors go; nobody waits for that.
     def engine_threads() -> int:
-        names = [
-            (task / "comm").read_text().strip()
-            for task in __import__("pathlib").Path("/proc/self/task").iterdir()
-        ]
+        tasks = Path("/proc/self/task").iterdir()
+        names = [(task / "comm").read_text().strip() for task in tasks]
         return sum(name == "millrace-loop" for name in names)
 
     before = engine_threads()
@@ -239,8 +237,7 @@ def test_an_engine_that_was_dropped_warns_and_ends(engines: Engines) -> None:
 def test_engines_come_and_go_without_leaving_anything(engines: Engines, tmp_path: Path) -> None:
     # Memory and descriptors stay flat over many lives, also on one loop.
     def resident() -> int:
-        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123
-            return int(statm.read().split()[1]) * 4096
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
     async def life() -> None:
         async with engines.make() as io, io.open(tmp_path / "f", "w+") as file:
@@ -257,10 +254,10 @@ def test_engines_come_and_go_without_leaving_anything(engines: Engines, tmp_path
     async def main() -> None:
         await lives(15)
         gc.collect()
-        descriptors, memory = len(os.listdir("/proc/self/fd")), resident()
+        opened, memory = descriptors(), resident()
         await lives(30)
         gc.collect()
-        assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
+        assert descriptors() <= opened + 1
         assert resident() < memory + (16 << 20)
 
     asyncio.run(main())
@@ -269,8 +266,7 @@ def test_engines_come_and_go_without_leaving_anything(engines: Engines, tmp_path
 def test_operations_leave_no_memory_behind(engines: Engines, tmp_path: Path) -> None:
     # Answered, failed, cancelled and timed out operations alike.
     def resident() -> int:
-        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123
-            return int(statm.read().split()[1]) * 4096
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
     async def main(io: IoEngine) -> None:
         async with io.open(tmp_path / "f", "w+", direct=True) as file:
@@ -321,7 +317,7 @@ def _in_child(child: Callable[[], None]) -> None:
 def test_a_forked_child_cannot_use_what_it_inherited(engines: Engines, tmp_path: Path) -> None:
     # Every call raises; the child makes its own engine; the parent's lives on, also when the child
     # drops its copy.
-    async def opened() -> tuple[IoEngine, object]:
+    async def opened() -> tuple[IoEngine, File]:
         io = engines.make()
         return io, await io.open(tmp_path / "f", "w+")
 
@@ -476,9 +472,7 @@ def test_guard_bytes_around_everything(engines: Engines, tmp_path: Path) -> None
         whole = bytearray(b"\xee" * (size + 128) * count)
         view = memoryview(whole)
         spots = [(size + 128) * n + 64 for n in range(count)]
-        reads = [
-            asyncio.ensure_future(io.read_into(file, view[at : at + size], 0)) for at in spots
-        ]
+        reads = [asyncio.ensure_future(io.read_into(file, view[at : at + size], 0)) for at in spots]
         closing = asyncio.ensure_future(io.close(timeout_s=0))
         answers = await asyncio.gather(*reads, return_exceptions=True)
         await closing
@@ -518,7 +512,7 @@ def test_slow_operations_are_told(engines: Engines, tmp_path: Path) -> None:
         opening = asyncio.ensure_future(io.open(pipe))
         await until(lambda: len(records) >= 1)
         await until(lambda: io.statistics().slow_now == 1)
-        with open(pipe, "wb"):  # noqa: ASYNC230, PTH123
+        with open(pipe, "wb"):  # noqa: PTH123
             await (await opening).close()
         await until(lambda: io.statistics().slow_now == 0)
 
@@ -575,9 +569,9 @@ def test_an_idle_engine_sleeps(engines: Engines, tmp_path: Path) -> None:
 
             def switches() -> int:
                 total = 0
-                for task in os.listdir("/proc/self/task"):
-                    with open(f"/proc/self/task/{task}/status") as status:  # noqa: PTH123
-                        total += int(re.search(r"\nvoluntary\D+(\d+)", status.read())[1])  # type: ignore[index]
+                for task in Path("/proc/self/task").iterdir():
+                    found = re.search(r"\nvoluntary\D+(\d+)", (task / "status").read_text())
+                    total += int(found[1]) if found else 0
                 return total
 
             # What watches for slow operations looks once more a second after the last one.
@@ -592,15 +586,15 @@ def test_an_idle_engine_sleeps(engines: Engines, tmp_path: Path) -> None:
 def test_a_waiting_program_can_be_made_full(engines: Engines) -> None:
     # The helper that other tests lean on: with size 1, one receive keeps all others out.
     async def main(io: IoEngine) -> None:
-        async with full(io):
-            with pair() as (left, right):
+        with pair() as (left, right):
+            async with full(io):
                 waiting = asyncio.ensure_future(io.send(left, b"x"))
                 await until(lambda: io.statistics().pending == 2)
                 assert io.statistics().in_flight == 1
-                right.setblocking(False)
+                right.settimeout(0)
                 with pytest.raises(BlockingIOError):
                     right.recv(1)
-        assert await waiting == 1
+            assert await waiting == 1
 
     engines.run(main, size=1)
 
