@@ -29,6 +29,8 @@ _HEAD = struct.Struct("<Q")
 _BATCH_RECORDS = 1000
 _BATCH_RECORD_BYTES = 1024
 _BATCHES_DISTINCT = 8
+_TRUNCATE_EVERY = 16
+_WARM_BYTES = 320 << 20
 _RAW_BYTES = 4096
 _MIB = 1 << 20
 
@@ -95,13 +97,17 @@ async def _verify_appends(contender: Contender, body: bytes, acked: set[int]) ->
         raise Wrong(f"{len(acked)} acknowledged records are missing of {count}")
 
 
-async def bulk(job: Job, contender: Contender, directory: Path) -> dict[str, Any]:
-    """Batches of a thousand records of 1 KiB, durable as wholes."""
+def _batches() -> list[list[bytes]]:
     body = payload_body(_BATCH_RECORD_BYTES)
-    batches = [
+    return [
         [_HEAD.pack(number * _BATCH_RECORDS + i) + body for i in range(_BATCH_RECORDS)]
         for number in range(_BATCHES_DISTINCT)
     ]
+
+
+async def bulk(job: Job, contender: Contender, directory: Path) -> dict[str, Any]:
+    """Batches of a thousand records of 1 KiB, durable as wholes."""
+    batches = _batches()
     batch_bytes = _BATCH_RECORDS * _BATCH_RECORD_BYTES
     count = max(1, job["bytes"] // batch_bytes)
     await contender.open(directory, job["bytes"])
@@ -136,6 +142,49 @@ async def bulk(job: Job, contender: Contender, directory: Path) -> dict[str, Any
     }
     if found != expected:
         raise Wrong("the records read back are not the records appended")
+    await contender.close()
+    return result
+
+
+async def recycled(job: Job, contender: Contender, directory: Path) -> dict[str, Any]:
+    """The same while a consumer truncates behind: files are written again, not made anew."""
+    batches = _batches()
+    batch_bytes = _BATCH_RECORDS * _BATCH_RECORD_BYTES
+    await contender.open(directory, job["bytes"])
+    meter = Meter()
+    lsns: dict[int, int] = {}
+
+    async def write(count: int, latencies: Any) -> None:
+        following = iter(range(count))
+
+        async def work() -> None:
+            for number in following:
+                began = time.perf_counter_ns()
+                last = await contender.append_many(batches[number % _BATCHES_DISTINCT])
+                latencies.append(time.perf_counter_ns() - began)
+                lsns[last] = number % _BATCHES_DISTINCT
+                if number % _TRUNCATE_EVERY == 0:
+                    await contender.truncate_before(last)
+
+        await asyncio.gather(*(work() for _ in range(job["tasks"])))
+
+    # Until the first files have come back: their number is the same from then on.
+    await write(max(1, _WARM_BYTES // batch_bytes), [])
+    gc.collect()
+    gc.freeze()
+    count = max(1, job["bytes"] // batch_bytes)
+    async with meter:
+        await write(count, meter.latencies_ns)
+    result = meter.result(count * _BATCH_RECORDS, count * batch_bytes)
+    result["facts"] = contender.facts()
+    expected = [
+        (last - _BATCH_RECORDS + 1 + i, batches[number][i])
+        for last, number in sorted(lsns.items())
+        for i in range(_BATCH_RECORDS)
+    ]
+    left = [(lsn, bytes(value)) async for lsn, value in contender.left()]
+    if not left or left != expected[-len(left) :]:
+        raise Wrong("the records read back are not the last ones appended")
     await contender.close()
     return result
 
@@ -267,7 +316,7 @@ def _raw_writes(
     }
 
 
-ASYNC_WORKLOADS = {"append": append, "bulk": bulk, "fill": fill, "idle": idle}
+ASYNC_WORKLOADS = {"append": append, "bulk": bulk, "recycled": recycled, "fill": fill, "idle": idle}
 RAW_WORKLOADS = {"raw": raw, "sequential": sequential, "unwritten": unwritten}
 
 

@@ -56,6 +56,16 @@ class Contender:
         for portion in nothing:
             yield portion
 
+    async def truncate_before(self, lsn: int) -> None:
+        """Give up what lies below *lsn*."""
+        raise Missing("it is never truncated")
+
+    async def left(self) -> AsyncIterator[tuple[int, bytes]]:
+        """Yield what was not truncated, with its numbers, in order."""
+        nothing: list[tuple[int, bytes]] = []
+        for record in nothing:
+            yield record
+
     def facts(self) -> dict[str, Any]:
         """Return what a report should say about how it ran."""
         return {}
@@ -89,6 +99,14 @@ class Millrace(Contender):
     async def scan(self) -> AsyncIterator[list[Any]]:
         async for batch in self._log.read_batches(1):
             yield [record.data for record in batch]
+
+    async def truncate_before(self, lsn: int) -> None:
+        await self._log.truncate_before(lsn)
+
+    async def left(self) -> AsyncIterator[tuple[int, bytes]]:
+        async for batch in self._log.read_batches(self._log.first_lsn):
+            for record in batch:
+                yield record.lsn, record.data
 
 
 class AsyncioLimit(Contender):
@@ -351,7 +369,8 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
     "millrace pwrite": lambda: Millrace(commit_path="pwrite", driver="thread"),
     "millrace ring_dsync": lambda: Millrace(commit_path="ring_dsync", driver="thread"),
     "millrace direct": lambda: Millrace(commit_path="direct", driver="thread"),
-    "millrace loop": lambda: Millrace(driver="loop"),
+    "millrace driver=thread": lambda: Millrace(driver="thread"),
+    "millrace driver=loop": lambda: Millrace(driver="loop"),
     "asyncio limit": AsyncioLimit,
     "hand-written group commit": GroupCommit,
     "LMDB": Lmdb,

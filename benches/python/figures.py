@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 OURS = "millrace"
+ON_LOOP = "millrace driver=loop"
+ON_THREAD = "millrace driver=thread"
 LIMIT = "asyncio limit"
 HAND = "hand-written group commit"
 RAW = "pwrite + fdatasync"
@@ -68,6 +70,7 @@ class Figures:
         """Yield every figure for which both sides were measured."""
         yield from self._one_task()
         yield from self._many_tasks()
+        yield from self._drivers()
         yield from self._bulk()
         yield from self._lag()
         yield from self._scan()
@@ -110,12 +113,25 @@ class Figures:
             case = f"{tasks} tasks, p99 against a {HAND}"
             yield from _figure(case, "below 1 x", found, _at_most(1.0))
 
+    def _drivers(self) -> Iterator[Figure]:
+        ours = self._append(ON_LOOP, 1, "p50_s")
+        case = "driver 'loop', one task, p50 against raw pwrite + fdatasync"
+        yield from _figure(case, "at most 1.25 x", ratio(ours, self._raw("p50_s")), _at_most(1.25))
+        for tasks in (1, 16, 256, 4096):
+            ours = self._append(ON_LOOP, tasks, "records_per_s")
+            found = ratio(ours, self._append(ON_THREAD, tasks, "records_per_s"))
+            case = f"driver 'loop', {tasks} task(s), records/s against driver 'thread'"
+            yield from _figure(case, "reported", found, lambda _: True)
+
     def _bulk(self) -> Iterator[Figure]:
         device = self._table.by_round("sequential", DEVICE, 0, "bytes_per_s")
         for tasks in (1, 4):
             ours = self._table.by_round("bulk", self._ours, tasks, "bytes_per_s")
             case = f"batches of 1000 x 1 KiB from {tasks} task(s), bytes/s against {DEVICE}"
             yield from _figure(case, "at least 0.8 x", ratio(ours, device), _at_least(0.8))
+            behind = self._table.by_round("recycled", self._ours, tasks, "bytes_per_s")
+            case = f"the same from {tasks} task(s) while a consumer truncates behind"
+            yield from _figure(case, "at least 0.8 x", ratio(behind, device), _at_least(0.8))
 
     def _lag(self) -> Iterator[Figure]:
         for tasks in (1, 16, 256, 4096):

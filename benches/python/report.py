@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 _LIMITS = {LIMIT}
-_WORKLOADS = (("append", (1, 16, 256, 4096)), ("bulk", (1, 4)), ("scan", (0,)))
+_WORKLOADS = (
+    ("append", (1, 16, 256, 4096)),
+    ("bulk", (1, 4)),
+    ("recycled", (1, 4)),
+    ("scan", (0,)),
+)
+_BULKY = ("bulk", "recycled")
 _TITLES = {
     "append": "Durable appends of 128 bytes, awaited one by one by {tasks} task(s)",
     "bulk": "Batches of 1000 x 1 KiB from {tasks} task(s), durable as wholes",
+    "recycled": "The same from {tasks} task(s) while a consumer truncates behind",
     "scan": "Scan of {records:,} records of 128 bytes, warm, from the first record",
 }
 
@@ -88,7 +95,7 @@ def _cell(document: Document, table: Table, workload: str, tasks: int) -> str:
     columns = ["", "records/s", "of the best", "p50", "p99", "loop lag p99", "CPU us/rec", "peak"]
     if workload == "scan":
         columns[3:5] = ["MiB/s", "open"]
-    if workload == "bulk":
+    if workload in _BULKY:
         columns[1:2] = ["MiB/s"]
     verdict = _verdict(table, workload, tasks, names)
     return f"## {title}\n\n{_markdown(columns, rows)}\n{verdict}\n"
@@ -115,7 +122,7 @@ def _row(table: Table, workload: str, name: str, tasks: int, best: float) -> tup
 
     mib = lambda value: f"{value / (1 << 20):,.0f}"  # noqa: E731
     count = lambda value: f"{value:,.0f}"  # noqa: E731
-    rate = shown("bytes_per_s", mib) if workload == "bulk" else shown("records_per_s", count)
+    rate = shown("bytes_per_s", mib) if workload in _BULKY else shown("records_per_s", count)
     if workload == "scan":
         times = (middle("bytes_per_s", mib), middle("open_s", seconds_text))
     else:
@@ -201,7 +208,7 @@ def _plots(table: Table, out: Path) -> str:
     for workload, all_tasks in _WORKLOADS:
         field, unit, divide = (
             ("bytes_per_s", "MiB/s", 1 << 20)
-            if workload == "bulk"
+            if workload in _BULKY
             else ("records_per_s", "records/s", 1)
         )
         groups = {}

@@ -38,7 +38,9 @@ CELL_TIMEOUT_S = 180
 APPEND_BYTES = 128
 TASKS = (1, 16, 256, 4096)
 LIMIT = "asyncio limit"
+ON_LOOP = "millrace driver=loop"
 #: A commit each: what they do with many tasks is what they do with one, only later.
+OURS = ("millrace", "millrace direct")
 SLOW = ("SQLite, commit each", "file, fsync each")
 PACKAGES = ("lmdb", "rocksdict", "uvloop")
 
@@ -91,11 +93,12 @@ def cells(plan: Plan) -> list[list[Cell]]:
     durable = [name for name in CONTENDERS if name not in (LIMIT, "SQLite, commit each")]
     for tasks in plan.bulk_tasks:
         group = [Cell("bulk", name, tasks) for name in durable]
+        group.extend(Cell("recycled", name, tasks) for name in durable if name in OURS)
         group.append(Cell("sequential", "1 MiB write + sync"))
         group.append(Cell("unwritten", "1 MiB write + sync, unwritten extents"))
         groups.append(group)
     groups.append([Cell("scan", name) for name in READERS])
-    groups.append([Cell("idle", name) for name in (LIMIT, "millrace")])
+    groups.append([Cell("idle", name) for name in (LIMIT, "millrace", ON_LOOP)])
     return groups
 
 

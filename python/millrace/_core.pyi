@@ -199,7 +199,8 @@ class Log:
         """
         Append one record from a plain thread and wait until it is durable.
 
-        Other threads go on meanwhile. Never call it on the thread of an event loop.
+        Other threads go on meanwhile. On the thread of an event loop it stops that loop for as
+        long; await `append` there.
 
         Raises:
             IoTimeout: If *timeout_s* passed first. The message says whether the record is still

@@ -64,7 +64,11 @@ class LogSettings:
         commit_path: How a group reaches the disk. `auto` measures and takes the quickest; `direct`
             if it is not a quarter slower, for it keeps several groups in flight.
 
-        driver: Who turns the engine. `auto` is a thread of its own.
+        driver: Who turns the engine. `thread`, and `auto`: a thread of the log's own, which goes
+            on while loops are busy. `loop`: the event loops and threads that append and wait do
+            it themselves, without a hand-over between threads; a lone task waits least with it.
+            Needs io_uring and a filesystem with direct I/O, else `Log.open` raises
+            `BackendUnavailable`.
 
         backend: How the kernel is asked: `auto` takes io_uring where the kernel allows it.
             `uring-plain` is io_uring without what only newer kernels have.
@@ -190,8 +194,24 @@ def _check_order(settings: LogSettings) -> None:
             f"group_bytes_max ({settings.group_bytes_max}) must be smaller than "
             f"segment_bytes ({settings.segment_bytes}): a group lies in one segment",
         )
+    _check_driver(settings)
     if settings.segment_first_bytes > settings.segment_bytes:
         raise ValueError(
             f"segment_first_bytes ({settings.segment_first_bytes}) must not be larger than "
             f"segment_bytes ({settings.segment_bytes})",
+        )
+
+
+def _check_driver(settings: LogSettings) -> None:
+    if settings.driver != "loop":
+        return
+    if settings.commit_path in {"pwrite", "ring_dsync"}:
+        raise ValueError(
+            f"driver 'loop' and commit_path {settings.commit_path!r} contradict each other: on "
+            "the thread of an event loop only direct writes never block",
+        )
+    if settings.backend == "threads":
+        raise ValueError(
+            "driver 'loop' and backend 'threads' contradict each other: an event loop can only "
+            "be told of completions by io_uring",
         )

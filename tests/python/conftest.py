@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
+import driven
 import pytest
 import uvloop
 
-from millrace import LogSettings
+from millrace import Log, LogSettings
+from millrace.errors import BackendUnavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +57,44 @@ def held() -> LogSettings:
         ring_entries=2,
         segment_first_bytes=64 * KIB,
     )
+
+
+@pytest.fixture(scope="session")
+def why_no_loop_driver(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Why the loop driver cannot be used where tests put their logs; empty if it can."""
+    path = tmp_path_factory.mktemp("probe") / "log"
+
+    async def probe() -> str:
+        try:
+            async with Log.open(path, settings=LogSettings(driver="loop")):
+                return ""
+        except BackendUnavailable as error:
+            return str(error)
+
+    return asyncio.run(probe())
+
+
+@pytest.fixture
+def needs_loop_driver(why_no_loop_driver: str) -> None:
+    """Skip the test where the loop driver cannot be used."""
+    if why_no_loop_driver:
+        pytest.skip(why_no_loop_driver)
+
+
+@pytest.fixture(params=["thread", "loop"])
+def each_driver(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    why_no_loop_driver: str,
+) -> str:
+    """Run the test for each driver: logs that it opens without saying how are opened with it."""
+    if request.param == "loop" and why_no_loop_driver:
+        pytest.skip(why_no_loop_driver)
+    monkeypatch.setenv(driven.VARIABLE, request.param)
+    # For programs that the test starts.
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(driven.__file__))  # noqa: PTH120
+    driver: str = request.param
+    return driver
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

@@ -172,6 +172,22 @@ impl Lines {
         self.held.is_none() && self.log.strong_count() == 0
     }
 
+    /// The log, unless it is gone.
+    pub fn log(&self) -> Option<Arc<Shared>> {
+        self.log.upgrade()
+    }
+
+    /// The log if somebody waits for it here and its callers turn it. The turn need not ring for
+    /// us: we look behind it.
+    pub fn turned(&self) -> Option<Arc<Shared>> {
+        let log = self.held.as_ref()?;
+        if !log.appender.is_turned_by_callers() {
+            return None;
+        }
+        self.watch.disarm();
+        Some(Arc::clone(log))
+    }
+
     /// Adds a waiter. True: ring, for it may be ready already.
     #[inline]
     pub fn push(&mut self, log: &Arc<Shared>, level: Level, waiter: Waiter) -> bool {

@@ -80,6 +80,7 @@ impl Log {
         let log = self.here(py)?;
         let payload = payload(py, log, data)?;
         let claimed = log.appender.append(payload, || log.herald.clone());
+        loops::urge(py, log)?;
         claimed_by(py, log, "append", claimed, level, Value::Lsn)
     }
 
@@ -114,6 +115,7 @@ impl Log {
             return Ok(Operation::quiet("append_many", Source::Known(empty)));
         };
         let claimed = log.appender.append_many(payloads, || log.herald.clone());
+        loops::urge(py, log)?;
         claimed_by(py, log, "append_many", claimed, level, value)
     }
 
@@ -128,12 +130,14 @@ impl Log {
         let log = self.here(py)?;
         let submitted = log.appender.submit(payload(py, log, data)?);
         let lsn = submitted.map_err(|failed| error::raise(py, &failed))?;
+        loops::urge(py, log)?;
         Ok(Ticket::new(Arc::clone(log), lsn))
     }
 
     /// Append one record from a plain thread and wait until it is durable.
     ///
-    /// Other threads go on meanwhile. Never call it on the thread of an event loop.
+    /// Other threads go on meanwhile. On the thread of an event loop it stops that loop for as
+    /// long; await `append` there.
     ///
     /// Raises:
     ///     IoTimeout: If *timeout_s* passed first. The message says whether the record is still

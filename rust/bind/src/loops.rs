@@ -63,6 +63,8 @@ pub struct LoopPort {
 #[derive(Default)]
 struct State {
     lines: Vec<Lines>,
+    /// Logs to be turned by the next drain.
+    urged: Vec<Arc<Shared>>,
     /// Whose turn it is to be first, counted on for ever.
     turn: usize,
     jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
@@ -149,6 +151,21 @@ pub fn here(py: Python<'_>) -> PyResult<Here<'_>> {
     };
     let future = current.maker.make(py)?;
     Ok(Here { current, future })
+}
+
+/// Has what was just put on the ring of `log` written, if nobody else sees to it: on the thread of
+/// a loop now or at the end of this iteration, on any other thread now.
+#[inline]
+pub fn urge(py: Python<'_>, log: &Arc<Shared>) -> PyResult<()> {
+    if !log.appender.is_turned_by_callers() {
+        return Ok(());
+    }
+    match cached(py) {
+        Some(current) => current.port.urge(log),
+        None if is_any_running(py)? => look_up(py)?.port.urge(log),
+        None => log.appender.turn(),
+    }
+    Ok(())
 }
 
 /// Whether a loop is running on this thread.
@@ -305,6 +322,33 @@ impl LoopPort {
         }))
     }
 
+    /// See [`urge`].
+    #[inline]
+    fn urge(&self, log: &Arc<Shared>) {
+        if log.appender.urge(self.port.bell()) {
+            let mut state = lock(&self.state);
+            if !state.urged.iter().any(|urged| Arc::ptr_eq(urged, log)) {
+                state.urged.push(Arc::clone(log));
+            }
+            drop(state);
+            // Rung behind everybody who is ready now.
+            self.port.wake();
+        }
+    }
+
+    /// Turns what this loop turns: logs that somebody here waits for, and logs that were urged.
+    fn turn(&self) {
+        let mut logs = std::mem::take(&mut lock(&self.state).urged);
+        for log in lock(&self.state).lines.iter().filter_map(Lines::turned) {
+            if !logs.iter().any(|other| Arc::ptr_eq(other, &log)) {
+                logs.push(log);
+            }
+        }
+        for log in &logs {
+            log.appender.turn();
+        }
+    }
+
     /// Resolves `waiter` once `level` of `log` has reached its LSN.
     #[inline]
     pub fn wait_mark(&self, log: &Arc<Shared>, level: Level, waiter: Waiter) {
@@ -377,7 +421,10 @@ impl LoopPort {
 
     pub fn remove_visit(&self, visit: &Visit) -> Option<Arc<Visit>> {
         let mut state = lock(&self.state);
-        let at = state.visits.iter().position(|one| std::ptr::eq(&raw const **one, visit))?;
+        let at = state
+            .visits
+            .iter()
+            .position(|one| std::ptr::eq(&raw const **one, visit))?;
         Some(state.visits.swap_remove(at))
     }
 
@@ -394,6 +441,7 @@ impl LoopPort {
     pub fn drain(&self, py: Python<'_>) -> PyResult<()> {
         let mut ids = Vec::new();
         self.port.drain(DRAIN_BUDGET, |id| ids.push(id));
+        self.turn();
         let turned = self.turn_visits(py);
         let mut leaving = Vec::new();
         let (ring, idle, jobs) = self.collect(&ids, &mut leaving);
@@ -469,6 +517,9 @@ impl LoopPort {
     fn shut(&self) {
         self.closed.store(true, Ordering::Relaxed);
         let state = std::mem::take(&mut *lock(&self.state));
+        for log in state.lines.iter().filter_map(Lines::log) {
+            log.appender.forget(self.port.bell());
+        }
         for (job, _) in state.jobs.values() {
             if job.can_withdraw() {
                 job.withdraw();

@@ -3,8 +3,8 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use millrace_core::{
-    Error, ErrorKind, Result,
-    engine::{self, BackendSetting, WaySetting},
+    Error, Result,
+    engine::{self, BackendSetting, DriverSetting, WaySetting},
     io::Wanted,
     sync::Waker,
     wal::settings::{CommitPath, LogSettings, RecoveryMode},
@@ -38,7 +38,7 @@ struct Numbers {
     backend: String,
 }
 
-type Checked = (LogSettings, WaySetting, BackendSetting);
+type Checked = (LogSettings, WaySetting, BackendSetting, DriverSetting);
 
 /// An open under way. Cancelled while it waits for the lock or reads, it ends.
 struct Opening {
@@ -96,14 +96,14 @@ pub fn open_log(
 
 fn open(
     path: &std::path::Path,
-    (settings, way, backend): Checked,
+    (settings, way, backend, driver): Checked,
     read_only: bool,
     wanted: &Wanted,
 ) -> Answer {
     let opened = if read_only {
         engine::open_log_read_only(path, settings, wanted)
     } else {
-        engine::open_log(path, settings, way, backend, wanted)
+        engine::open_log(path, settings, way, backend, driver, wanted)
     };
     jobs::answer(opened.and_then(Shared::new), show)
 }
@@ -146,8 +146,12 @@ impl Numbers {
             ..LogSettings::default()
         };
         settings.validate()?;
-        driver(&self.driver)?;
-        Ok((settings, way(&self.commit_path)?, backend(&self.backend)?))
+        let (way, backend) = (way(&self.commit_path)?, backend(&self.backend)?);
+        let driver = driver(&self.driver)?;
+        if driver == DriverSetting::Loop {
+            engine::check_loop_driver(way, backend)?;
+        }
+        Ok((settings, way, backend, driver))
     }
 }
 
@@ -194,13 +198,11 @@ pub fn backend(name: &str) -> Result<BackendSetting> {
     }
 }
 
-fn driver(name: &str) -> Result<()> {
+fn driver(name: &str) -> Result<DriverSetting> {
     match name {
-        "auto" | "thread" => Ok(()),
-        "loop" => Err(Error::new(
-            ErrorKind::Unsupported,
-            "the loop driver is not part of this build; use driver='auto' or 'thread'",
-        )),
+        "auto" => Ok(DriverSetting::Auto),
+        "thread" => Ok(DriverSetting::Thread),
+        "loop" => Ok(DriverSetting::Loop),
         _ => Err(Error::invalid("driver must be 'auto', 'thread' or 'loop'")),
     }
 }

@@ -69,7 +69,7 @@ pub fn statistics<'py>(py: Python<'py>, log: &Shared) -> PyResult<Bound<'py, PyD
     dict.set_item("durable_lsn", marks.durable.0)?;
     dict.set_item("commit_path", log.way().map(|way| way.path.name()))?;
     dict.set_item("commit_paths", measured(py, log)?)?;
-    dict.set_item("driver", log.way().map(|_| "thread"))?;
+    dict.set_item("driver", log.way().map(|way| way.driver.name()))?;
     Ok(dict)
 }
 

@@ -39,6 +39,10 @@ impl Ticket {
 
     /// Whether it is durable, or will never be because the log failed.
     fn done(&self) -> bool {
+        if !self.is_durable() {
+            // Who only asks and never waits is answered too.
+            self.log.appender.turn();
+        }
         self.is_durable() || self.log.appender.failure().is_some()
     }
 

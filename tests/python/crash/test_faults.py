@@ -26,8 +26,6 @@ from millrace.errors import Error, LogPoisonedError, NoSpaceError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from millrace.settings import CommitPath
-
 # A busy machine is slow, and a test stopped half way leaves mounts and children behind.
 pytestmark = pytest.mark.timeout(300)
 SMALL: dict[str, Any] = {
@@ -36,7 +34,13 @@ SMALL: dict[str, Any] = {
     "group_bytes_max": 256 << 10,
     "record_bytes_max": 128 << 10,
 }
-PATHS: tuple[CommitPath, ...] = ("pwrite", "auto")
+WAYS: tuple[dict[str, Any], ...] = (
+    {"commit_path": "pwrite"},
+    {"commit_path": "auto"},
+    {"driver": "loop"},
+)
+# A filesystem in memory has no direct I/O, without which a loop cannot be the driver.
+WAYS_IN_MEMORY = WAYS[:2]
 
 
 def payload(index: int) -> bytes:
@@ -110,30 +114,30 @@ async def run_full(base: Path, free_space: Callable[[], None], settings: dict[st
     await assert_all_there(path, acked)
 
 
-@pytest.mark.parametrize("commit_path", PATHS)
-def test_full_tmpfs(tmp_path: Path, commit_path: CommitPath) -> None:
+@pytest.mark.parametrize("way", WAYS_IN_MEMORY, ids=str)
+def test_full_tmpfs(tmp_path: Path, way: dict[str, Any]) -> None:
     # A filesystem in memory that is full stops the log, loses nothing, and room heals it.
     with tmpfs(tmp_path / "small", "8m") as point:
         ballast = point / "ballast"
         ballast.write_bytes(bytes(4 << 20))
-        asyncio.run(run_full(point, ballast.unlink, {"commit_path": commit_path}))
+        asyncio.run(run_full(point, ballast.unlink, way))
 
 
-@pytest.mark.parametrize("commit_path", PATHS)
-def test_full_ext4(tmp_path: Path, commit_path: CommitPath) -> None:
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_full_ext4(tmp_path: Path, way: dict[str, Any]) -> None:
     # The same on ext4, where the journal and delayed allocation have a word, too.
     with ext4(tmp_path, 24) as filesystem:
         ballast = filesystem.point / "ballast"
         ballast.write_bytes(bytes(6 << 20))
-        asyncio.run(run_full(filesystem.point, ballast.unlink, {"commit_path": commit_path}))
+        asyncio.run(run_full(filesystem.point, ballast.unlink, way))
 
 
-@pytest.mark.parametrize("commit_path", PATHS)
-def test_thin_volume(tmp_path: Path, commit_path: CommitPath) -> None:
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_thin_volume(tmp_path: Path, way: dict[str, Any]) -> None:
     # A device that promised more than it has fails at the sync; that poisons, and nothing of
     # what was acknowledged before is lost.
     async def run(path: Path) -> dict[int, int]:
-        settings = LogSettings(**SMALL, commit_path=commit_path)
+        settings = LogSettings(**SMALL, **way)
         log = await Log.open(path, settings=settings)
         try:
             acked, failure = await append_until_it_fails(log)
@@ -157,15 +161,15 @@ def test_thin_volume(tmp_path: Path, commit_path: CommitPath) -> None:
         asyncio.run(assert_all_there(filesystem.point / "log", acked))
 
 
-@pytest.mark.parametrize("commit_path", PATHS)
-def test_filesystem_dies(tmp_path: Path, commit_path: CommitPath) -> None:
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_filesystem_dies(tmp_path: Path, way: dict[str, Any]) -> None:
     # When the filesystem stops answering, every waiter is told, closing does not hang, and
     # after the journal is replayed the acknowledged records are there.
     with ext4(tmp_path, 64) as filesystem:
         path = filesystem.point / "log"
 
         async def run() -> dict[int, int]:
-            settings = LogSettings(**SMALL, commit_path=commit_path)
+            settings = LogSettings(**SMALL, **way)
             log = await Log.open(path, settings=settings)
             try:
                 acked, failure = await append_until_it_fails(log, at=500, then=filesystem.shut_down)
@@ -189,11 +193,10 @@ import asyncio, resource, sys
 sys.path.insert(0, {here!r})
 from test_faults import SMALL, append_until_it_fails, assert_fail_stop
 from millrace import Log, LogSettings
-from millrace.settings import CommitPath
 from millrace.errors import Error
 
 async def main():
-    log = await Log.open({path!r}, settings=LogSettings(**SMALL, commit_path={commit_path!r}))
+    log = await Log.open({path!r}, settings=LogSettings(**SMALL, **{way!r}))
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (96 << 10, hard))
     acked, failure = await append_until_it_fails(log, at=10, then=limit)
@@ -208,13 +211,13 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("commit_path", PATHS)
-def test_file_size_limit(tmp_path: Path, commit_path: CommitPath) -> None:
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_file_size_limit(tmp_path: Path, way: dict[str, Any]) -> None:
     # RLIMIT_FSIZE gives a short write and then EFBIG; the process lives, the log is poisoned,
     # and what was acknowledged is there when the limit is gone.
     path = tmp_path / "log"
     here = str(Path(__file__).parent)
-    script = _SIZE_LIMIT.format(path=str(path), commit_path=commit_path, here=here)
+    script = _SIZE_LIMIT.format(path=str(path), way=way, here=here)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=False
     )
@@ -222,14 +225,14 @@ def test_file_size_limit(tmp_path: Path, commit_path: CommitPath) -> None:
     asyncio.run(assert_all_there(path, eval(done.stdout)))  # our own child's dictionary
 
 
-@pytest.mark.parametrize("commit_path", PATHS)
-def test_open_on_a_full_disk(tmp_path: Path, commit_path: CommitPath) -> None:
+@pytest.mark.parametrize("way", WAYS_IN_MEMORY, ids=str)
+def test_open_on_a_full_disk(tmp_path: Path, way: dict[str, Any]) -> None:
     # Opening where there is no room says so, leaves nothing that disturbs, and works later.
     with tmpfs(tmp_path / "full", "4m") as point:
         ballast = point / "ballast"
         with contextlib.suppress(OSError), ballast.open("wb") as file:
             file.write(bytes(8 << 20))
-        settings = LogSettings(**SMALL, commit_path=commit_path)
+        settings = LogSettings(**SMALL, **way)
 
         async def opened() -> None:
             async with Log.open(point / "log", settings=settings) as log:

@@ -45,9 +45,10 @@ _POINTS_MAX = 40
 _PATIENCE_S = 100
 
 
-def live_and_die(path: Path, book: Book, life: int, call: str, when: int) -> tuple[int, bool]:
+def live_and_die(path: Path, book: Book, driver: str, call: str, when: int) -> tuple[int, bool]:
     """Run a child that dies at its *when*-th *call*; returns its status, and if it had opened."""
-    job = {"path": str(path), "settings": SMALL, "life": life, "tasks": 8, "calls_max": 120}
+    settings = {**SMALL, "driver": driver}
+    job = {"path": str(path), "settings": settings, "life": when, "tasks": 8, "calls_max": 120}
     argv = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}"]
     argv += ["-e", f"inject={call}:signal=SIGKILL:when={when}"]
     parts: list[bytes] = []
@@ -58,7 +59,9 @@ def live_and_die(path: Path, book: Book, life: int, call: str, when: int) -> tup
     return status, any(ack.number == OPENED for ack in acks)
 
 
-def run_points(base: Path, calls: tuple[str, ...], points_max: int, seconds: float) -> Counter[str]:
+def run_points(
+    base: Path, driver: str, calls: tuple[str, ...], points_max: int, seconds: float
+) -> Counter[str]:
     """Kill at every point of every kind, look after each, and count."""
     if shutil.which("strace") is None:
         pytest.skip("needs strace to stop a process at an exact call")
@@ -71,7 +74,7 @@ def run_points(base: Path, calls: tuple[str, ...], points_max: int, seconds: flo
                 tally["stopped by the clock"] += 1
                 return tally
             where = f"{call} number {when}"
-            status, was_opened = live_and_die(path, book, when, call, when)
+            status, was_opened = live_and_die(path, book, driver, call, when)
             assert status in (0, -signal.SIGKILL), f"{where}: the child ended with {status}"
             start = book.resume_point(50)
             book.check(iter(asyncio.run(read_back(path, start))), start=start)
@@ -85,19 +88,19 @@ def run_points(base: Path, calls: tuple[str, ...], points_max: int, seconds: flo
 
 
 @pytest.mark.timeout(300)
-def test_the_first_points_of_each_call(tmp_path: Path) -> None:
+def test_the_first_points_of_each_call(tmp_path: Path, each_driver: str) -> None:
     # Killed at the first calls of each kind, a log opens again and keeps its promises.
-    tally = run_points(tmp_path, CALLS, 2, 40)
-    print(f"kill points: {dict(tally)}")
+    tally = run_points(tmp_path, each_driver, CALLS, 2, 40)
+    print(f"kill points: {each_driver}, {dict(tally)}")
     assert tally["kills"] >= 5
     assert tally["kills while opening"] >= 1
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(0)
-def test_every_point_of_each_call(tmp_path: Path) -> None:
+def test_every_point_of_each_call(tmp_path: Path, each_driver: str) -> None:
     # The same for the n-th call, n = 1, 2, ..., until a run is over before it comes.
     given = os.environ.get("MILLRACE_TORTURE_SECONDS") or os.environ.get("MILLRACE_TORTURE_S")
-    tally = run_points(tmp_path, CALLS, _POINTS_MAX, float(given or 600) / 4)
-    print(f"kill points: {dict(tally)}")
+    tally = run_points(tmp_path, each_driver, CALLS, _POINTS_MAX, float(given or 600) / 8)
+    print(f"kill points: {each_driver}, {dict(tally)}")
     assert tally["kills"] > len(CALLS)

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # A busy machine is slow, and a test stopped half way leaves mounts and children behind.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("each_driver")]
 _EXIT_S = 20.0
 _PRELUDE = """
 import asyncio, os, sys, signal, time, threading
+import driven
 from millrace import Log, LogSettings
 PATH = sys.argv[1]
 def say(text):

@@ -42,16 +42,18 @@ _ACKS = 30
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("commit_path", ["ring_dsync", "direct"])
+@pytest.mark.parametrize(
+    "way", [{"commit_path": "ring_dsync"}, {"commit_path": "direct"}, {"driver": "loop"}], ids=str
+)
 def test_writes_of_a_killed_owner_do_not_land_on_its_successor(
-    tmp_path: Path, commit_path: str
+    tmp_path: Path, way: dict[str, str]
 ) -> None:
     # A successor gets in only when the dead owner's writes are over, or where they can do no
     # harm: everything acknowledged by either is there, also after the last of them landed.
     with ext4(tmp_path, 256) as filesystem:
         path = filesystem.point / "log"
         with throttled(filesystem.device, _BYTES_PER_S) as tasks:
-            promised = _killed_owner(path, tasks, commit_path)
+            promised = _killed_owner(path, tasks, way)
         began = time.monotonic()
         added = asyncio.run(_successor(path))
         waited_s = time.monotonic() - began
@@ -62,10 +64,10 @@ def test_writes_of_a_killed_owner_do_not_land_on_its_successor(
         assert found[lsn] == large_record(index), f"lost: record {index}, LSN {lsn}"
     for index, lsn in added.items():
         assert found[lsn] == large_record(index), f"overwritten: record {index}, LSN {lsn}"
-    print(f"zombie: {commit_path}, {len(promised)} promises, successor took {waited_s:.2f} s")
+    print(f"zombie: {way}, {len(promised)} promises, successor took {waited_s:.2f} s")
 
 
-def _killed_owner(path: Path, tasks: Path, commit_path: str) -> dict[int, int]:
+def _killed_owner(path: Path, tasks: Path, way: dict[str, str]) -> dict[int, int]:
     parts: list[bytes] = []
     enough = threading.Event()
 
@@ -77,7 +79,7 @@ def _killed_owner(path: Path, tasks: Path, commit_path: str) -> dict[int, int]:
     job = {
         "path": str(path),
         "group": str(tasks),
-        "settings": {**_SETTINGS, "commit_path": commit_path},
+        "settings": {**_SETTINGS, **way},
     }
     victim = Victim([sys.executable, str(CHILD), json.dumps(job)], on_entries=take)
     end = time.monotonic() + 60
@@ -86,7 +88,7 @@ def _killed_owner(path: Path, tasks: Path, commit_path: str) -> dict[int, int]:
     victim.kill()
     status = victim.wait(60)
     if status == EXIT_UNAVAILABLE:
-        pytest.skip(f"commit path {commit_path} is not offered on this kernel")
+        pytest.skip(f"{way} is not offered on this kernel")
     assert status < 0, f"the owner ended by itself with {status}"
     return {ack.number: ack.lsn for ack in read_acks(b"".join(parts))}
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
+pytestmark = pytest.mark.usefixtures("each_driver")
+
+
 async def _contents(directory: Path) -> list[bytes]:
     async with Log.open(directory) as log:
         return [record.data async for record in log.read()]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
+pytestmark = pytest.mark.usefixtures("each_driver")
+
+
 def _open(directory: Path, settings: LogSettings | None = None) -> Log:
     async def main() -> Log:
         return await Log.open(directory, settings=settings)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("each_driver")
+
 _EXIT_S = 20.0
 
 
@@ -59,7 +61,7 @@ def _python(script: str, *arguments: str, expect: int = 0) -> str:
             "-X",
             "faulthandler",
             "-c",
-            textwrap.dedent(script),
+            "import driven\n" + textwrap.dedent(script),
             *arguments,
         ],
         capture_output=True,

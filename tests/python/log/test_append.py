@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from millrace.types import Durability
 
 
+pytestmark = pytest.mark.usefixtures("each_driver")
+
+
 async def _contents(log: Log) -> list[bytes]:
     return [record.data async for record in log.read()]
 

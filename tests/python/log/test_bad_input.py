@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,11 +229,27 @@ async def test_settings_the_engine_refuses(
     assert not directory.exists()
 
 
-async def test_a_driver_that_is_not_built(directory: Path) -> None:
-    # Asking for what is not there is an error that says so, not a silent second best.
-    with pytest.raises(BackendUnavailable, match="loop driver"):
-        await Log.open(directory, settings=LogSettings(driver="loop"))
-    assert not directory.exists()
+@pytest.mark.parametrize(
+    "contradiction",
+    [{"commit_path": "pwrite"}, {"commit_path": "ring_dsync"}, {"backend": "threads"}],
+)
+def test_a_loop_driver_that_could_block(contradiction: dict[str, Any]) -> None:
+    # What a loop's thread must not do is refused where it is written down.
+    with pytest.raises(ValueError, match=r"driver 'loop' and .* contradict"):
+        LogSettings(driver="loop", **contradiction)
+
+
+async def test_a_loop_driver_without_direct_writes() -> None:
+    # A filesystem in memory has no direct I/O: an error that says what helps, and no log.
+    shared = Path("/dev/shm")
+    if not os.path.ismount(shared):
+        pytest.skip("no filesystem in memory at /dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared) as base:
+        path = Path(base) / "log"
+        with pytest.raises(BackendUnavailable, match="driver 'thread' works without"):
+            await Log.open(path, settings=LogSettings(driver="loop"))
+        async with Log.open(path) as log:
+            assert await log.append(b"x") == 1
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.usefixtures("each_driver")
+
+
 async def _filled(directory: Path, settings: LogSettings, count: int) -> Log:
     log = await Log.open(directory, settings=settings)
     for first in range(0, count, 50):

@@ -7,11 +7,13 @@ log is open and resting, and opened elsewhere: what a killed process would have 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -48,6 +50,8 @@ def scale(share: float, low: int, high: int) -> int:
 class LogModel(RuleBasedStateMachine):
     """One log, one list of records, one event loop for all rules."""
 
+    settings = SETTINGS
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
@@ -66,7 +70,7 @@ class LogModel(RuleBasedStateMachine):
         return self.loop.run_until_complete(step())
 
     async def _open(self, path: Path) -> millrace.Log:
-        return await millrace.Log.open(path, settings=SETTINGS)
+        return await millrace.Log.open(path, settings=self.settings)
 
     async def _read(self, log: millrace.Log, start: int, stop: int | None) -> list[Any]:
         return [record async for record in log.read(start, stop)]
@@ -190,5 +194,14 @@ class LogModel(RuleBasedStateMachine):
         shutil.rmtree(self.root)
 
 
+class LoopDrivenModel(LogModel):
+    """The same, turned by that one event loop, which stands still between the rules."""
+
+    settings = dataclasses.replace(SETTINGS, driver="loop")
+
+
 LogModel.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 TestLogModel = LogModel.TestCase
+
+LoopDrivenModel.TestCase.settings = LogModel.TestCase.settings
+TestLoopDrivenModel = pytest.mark.usefixtures("needs_loop_driver")(LoopDrivenModel.TestCase)

@@ -95,3 +95,17 @@ pub fn restarted() -> Builder {
     builder.reopen();
     builder
 }
+
+/// Killed in a segment whose file was another one before: old frames lie behind the tail.
+pub fn recycled() -> Builder {
+    let mut builder = Builder::new(TINY);
+    builder.append(&[b"one"]);
+    builder.append(&[vec![2; 600]]);
+    builder.append(&[b"three"]);
+    builder.append(&[vec![4; 700]]);
+    builder.roll_recycled();
+    builder.append(&[vec![5; 500]]);
+    builder.append(&[b"six"]);
+    builder.watermark();
+    builder
+}

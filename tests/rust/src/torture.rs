@@ -39,6 +39,8 @@ pub struct Campaign {
     pub reorder: bool,
     /// The lock file is varied too.
     pub vary_lock: bool,
+    /// Truncated segments are written again, from the first life on.
+    pub recycles: bool,
 }
 
 const BASE: Campaign = Campaign {
@@ -49,11 +51,12 @@ const BASE: Campaign = Campaign {
     torn: Torn::Never,
     reorder: false,
     vary_lock: false,
+    recycles: false,
 };
 
 /// Every campaign. The window is part of every segment header, so that no two campaigns count the
 /// same state.
-pub const CAMPAIGNS: [Campaign; 6] = [
+pub const CAMPAIGNS: [Campaign; 8] = [
     BASE,
     Campaign {
         name: "direct",
@@ -88,6 +91,22 @@ pub const CAMPAIGNS: [Campaign; 6] = [
         window: 6,
         direct: true,
         vary_lock: true,
+        ..BASE
+    },
+    Campaign {
+        name: "recycled",
+        window: 7,
+        direct: true,
+        reorder: true,
+        recycles: true,
+        ..BASE
+    },
+    Campaign {
+        name: "recycled-torn",
+        window: 8,
+        torn: Torn::Garbage,
+        names: Names::Journal,
+        recycles: true,
         ..BASE
     },
 ];
@@ -169,6 +188,22 @@ fn plan(campaign: Campaign, seed: u64) -> Plan {
     }
 }
 
+/// The workload with this number. In a campaign that recycles: up to the truncation, up to the spare
+/// made ready, and then as everywhere, after what it takes to write into it.
+fn workload_of(campaign: Campaign, seed: u64, number: u64) -> Vec<Op> {
+    let mut ops = Op::recycling();
+    match number {
+        _ if !campaign.recycles => return workload(seed, number),
+        0 => ops.truncate(4),
+        1 => {
+            ops.truncate(5);
+            ops.push(Op::Rest);
+        }
+        _ => ops.extend(workload(seed, number - 2)),
+    }
+    ops
+}
+
 /// The workload with this number: all short ones first, then ones drawn by the seed.
 pub fn workload(seed: u64, number: u64) -> Vec<Op> {
     let alphabet = Op::alphabet();
@@ -182,10 +217,15 @@ pub fn workload(seed: u64, number: u64) -> Vec<Op> {
 }
 
 fn trial(campaign: Campaign) -> Trial {
-    Trial::new(Manner {
+    let trial = Trial::new(Manner {
         window: campaign.window,
         direct: campaign.direct,
-    })
+    });
+    if campaign.recycles {
+        trial.with_small_segments()
+    } else {
+        trial
+    }
 }
 
 impl Budget {
@@ -221,7 +261,7 @@ pub fn crashes(
     let mut number = first;
     while !budget.is_spent(begin, &explorer.report, number - first) {
         explorer
-            .workload(&workload(seed, number))
+            .workload(&workload_of(campaign, seed, number))
             .map_err(|error| failure(ITEM, campaign, seed, number, &error))?;
         number += 1;
     }
@@ -274,16 +314,20 @@ pub fn faults(
     const ITEM: &str = "faults";
     let begin = Instant::now();
     let trial = trial(campaign);
-    // Few moments lie between a fault and the end of its life: each is also a kill.
+    // Few moments lie between a fault and the end of its life, unless it is long: each is also a
+    // kill.
     let plan = Plan {
-        kill_one_in: 1,
+        kill_one_in: if campaign.recycles { 0 } else { 1 },
         kill_later_one_in: 64,
         ..plan(campaign, seed)
     };
     let mut explorer = Explorer::new(&trial, plan);
     let mut number = first;
     while !budget.is_spent(begin, &explorer.report, number - first) {
-        let ops = fault_workload(seed, number);
+        let ops = match campaign.recycles {
+            true => workload_of(campaign, seed, number),
+            false => fault_workload(seed, number),
+        };
         for kind in Kind::ALL {
             for trouble in troubles(kind) {
                 for forever in [false, true] {

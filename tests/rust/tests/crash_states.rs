@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use millrace_tests::torture::{Budget, CAMPAIGNS, crashes, faults};
 
 /// Distinct states per campaign, in the order of [`CAMPAIGNS`]; more than a million together.
-const STATES: [u64; CAMPAIGNS.len()] = [250_000, 300_000, 200_000, 100_000, 100_000, 100_000];
+const STATES: [u64; CAMPAIGNS.len()] = [
+    250_000, 300_000, 200_000, 100_000, 100_000, 100_000, 60_000, 60_000,
+];
 
 fn enumerate(campaigns: std::ops::Range<usize>) {
     for place in campaigns {
@@ -31,7 +33,14 @@ fn no_power_cut_or_kill_breaks_a_promise() {
 fn no_torn_sector_or_late_answer_breaks_a_promise() {
     // Answers out of order, sectors unreadable or garbage, names through a journal, and the lock
     // file varied as well.
-    enumerate(2..CAMPAIGNS.len());
+    enumerate(2..6);
+}
+
+#[test]
+fn no_crash_around_a_segment_that_is_used_again_breaks_a_promise() {
+    // What an earlier segment left behind the tail, and in a file whose header is not there yet, is
+    // never shown and never taken for damage.
+    enumerate(6..CAMPAIGNS.len());
 }
 
 #[test]

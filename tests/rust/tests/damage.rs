@@ -171,11 +171,12 @@ fn for_each<C: Sync>(
     total
 }
 
-fn stores() -> [(&'static str, Builder); 3] {
+fn stores() -> [(&'static str, Builder); 4] {
     [
         ("killed", store::killed()),
         ("closed", store::closed()),
         ("restarted", store::restarted()),
+        ("recycled", store::recycled()),
     ]
 }
 

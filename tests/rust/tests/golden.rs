@@ -15,17 +15,19 @@ use millrace_core::{
 use millrace_tests::store;
 
 /// What the stores of version 1 hash to: CRC32C over names and bytes, in order.
-const V1: [(&str, u32); 3] = [
+const V1: [(&str, u32); 4] = [
     ("killed", 0x1dec_0245),
     ("closed", 0x30b7_9656),
     ("restarted", 0x0fd1_3b1f),
+    ("recycled", 0x5791_3062),
 ];
 
-fn stores() -> [(&'static str, Builder); 3] {
+fn stores() -> [(&'static str, Builder); 4] {
     [
         ("killed", store::killed()),
         ("closed", store::closed()),
         ("restarted", store::restarted()),
+        ("recycled", store::recycled()),
     ]
 }
 

@@ -10,8 +10,7 @@ use std::{
 };
 
 use millrace_core::{
-    Error, ErrorKind, Result,
-    io,
+    Error, ErrorKind, Result, io,
     ioloop::{Ask, cached::Warmth},
     sync::lock,
 };
@@ -110,7 +109,10 @@ impl File {
     /// Raises:
     ///     ClosedError: If the file is closed.
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
-        let lent = self.open.lend().map_err(|refused| error::raise_io(py, &refused))?;
+        let lent = self
+            .open
+            .lend()
+            .map_err(|refused| error::raise_io(py, &refused))?;
         lent.fd()
             .ok_or_else(|| error::panicked("a file without a descriptor"))
     }
@@ -158,7 +160,11 @@ impl File {
     }
 
     fn __repr__(&self) -> String {
-        let state = if self.open.is_open() { "open" } else { "closed" };
+        let state = if self.open.is_open() {
+            "open"
+        } else {
+            "closed"
+        };
         format!("<millrace.File path={:?} {state}>", self.open.path)
     }
 }

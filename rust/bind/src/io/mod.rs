@@ -18,9 +18,7 @@ mod report;
 mod shared;
 mod sockets;
 
-use std::{
-    ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc, time::Duration,
-};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc, time::Duration};
 
 use millrace_core::{
     io::{self, Leftovers},
@@ -356,7 +354,8 @@ impl IoEngine {
         let path = location("path", path)?;
         let wanted = Wanted::Done(Place::path(path.as_path()));
         let ask = Ask::SyncDirectory { path };
-        self.shared.start(py, "sync_directory", ask, timeout, wanted)
+        self.shared
+            .start(py, "sync_directory", ask, timeout, wanted)
     }
 
     /// Take no more, serve what was taken, and end.

@@ -124,7 +124,11 @@ impl Shared {
     }
 
     /// Stops taking requests; the result tells what was left behind at the end.
-    pub fn close(self: &Arc<Self>, py: Python<'_>, timeout: Option<Duration>) -> PyResult<Operation> {
+    pub fn close(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        timeout: Option<Duration>,
+    ) -> PyResult<Operation> {
         let inbox = Inbox::new(&self.under_way);
         // It waits for the others: nobody shall take it for one of them.
         inbox.discount();
@@ -156,7 +160,11 @@ impl Shared {
         if self.handle.poison().is_some() {
             return "failed";
         }
-        if self.handle.is_closed() { "closed" } else { "open" }
+        if self.handle.is_closed() {
+            "closed"
+        } else {
+            "open"
+        }
     }
 
     /// Fails with `Forked` in a child, with `Closed` after a close.

@@ -18,7 +18,7 @@ use crate::{
         choose::Candidate,
         lock::ProcCensus,
         open::World,
-        settings::{CommitPath, LogSettings},
+        settings::{CommitPath, Driver, LogSettings},
     },
 };
 
@@ -55,6 +55,18 @@ pub enum BackendSetting {
     Threads,
 }
 
+/// Who shall turn the committer of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DriverSetting {
+    /// A thread of the log's own.
+    #[default]
+    Auto,
+    /// The same.
+    Thread,
+    /// Whoever appends or waits, or an error that says why not.
+    Loop,
+}
+
 /// Which backend is used, and why not the ring.
 #[derive(Debug, Clone)]
 pub struct BackendInfo {
@@ -76,12 +88,71 @@ pub fn open_log(
     mut settings: LogSettings,
     way: WaySetting,
     backend: BackendSetting,
+    driver: DriverSetting,
     wanted: &Wanted,
 ) -> Result<Log> {
     let world = world_while(wanted)?;
+    if driver == DriverSetting::Loop {
+        check_loop_driver(way, backend)?;
+        let candidate = loop_candidate(&world)?;
+        // Patience is a matter of when the loop turns; see `Turner::urge`.
+        settings.patience_max = Duration::ZERO;
+        return Log::open(&world, path, settings, &[candidate]).map_err(without_direct);
+    }
     let candidates = candidates(&world, way, backend)?;
     settings.patience_max = PATIENCE_MAX;
     Log::open(&world, path, settings, &candidates)
+}
+
+/// Refuses what cannot work with the loop driver on any machine.
+pub fn check_loop_driver(way: WaySetting, backend: BackendSetting) -> Result<()> {
+    if let WaySetting::Forced(path @ (CommitPath::Pwrite | CommitPath::RingDsync)) = way {
+        return Err(Error::invalid(format!(
+            "driver 'loop' and commit_path '{}' contradict each other: on the thread of an event \
+             loop only direct writes never block; take commit_path 'direct' or 'auto'",
+            path.name()
+        )));
+    }
+    if backend == BackendSetting::Threads {
+        return Err(Error::invalid(
+            "driver 'loop' and backend 'threads' contradict each other: an event loop can only be \
+             told of completions by io_uring; take backend 'auto' or 'uring'",
+        ));
+    }
+    Ok(())
+}
+
+/// Direct writes on a ring that every thread may turn.
+fn loop_candidate(world: &World) -> Result<Candidate> {
+    let clock = Arc::clone(&world.clock);
+    let disk = match UringDisk::probe(clock, None) {
+        Ok(disk) => disk.for_guests(),
+        Err(refusal) => return Err(without_loop(&unavailable(&refusal))),
+    };
+    let name = disk.variant();
+    Ok(Candidate {
+        driver: Driver::Loop,
+        ..Candidate::new(CommitPath::Direct, Arc::new(disk), name)
+    })
+}
+
+fn without_direct(error: Error) -> Error {
+    if error.kind() == ErrorKind::Unsupported {
+        return without_loop(&error);
+    }
+    error
+}
+
+fn without_loop(error: &Error) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "driver 'loop' needs io_uring and a filesystem with direct I/O: {}; driver 'thread' \
+             works without",
+            error.message()
+        ),
+    )
+    .caused_by(error.clone())
 }
 
 /// Opens a log to read: no lock, nothing in the directory changes.

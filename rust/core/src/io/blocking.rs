@@ -184,6 +184,11 @@ impl<'a> Blocking<'a> {
         self.done(Op::Lock { file: file.clone() })
     }
 
+    /// Takes the lock of `file` together with others who share it, or fails with `Locked`.
+    pub fn share(&mut self, file: &File) -> Result<()> {
+        self.done(Op::Share { file: file.clone() })
+    }
+
     /// Gives the lock of `file` back.
     pub fn unlock(&mut self, file: &File) -> Result<()> {
         self.done(Op::Unlock { file: file.clone() })

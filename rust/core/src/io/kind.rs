@@ -80,7 +80,7 @@ impl Kind {
             Op::Unlink { .. } | Op::UnlinkPath { .. } => Self::Unlink,
             Op::SyncDir { .. } | Op::SyncPath { .. } => Self::SyncDir,
             Op::DropCache { .. } => Self::DropCache,
-            Op::Lock { .. } => Self::Lock,
+            Op::Lock { .. } | Op::Share { .. } => Self::Lock,
             Op::Unlock { .. } | Op::Close { .. } => Self::Unlock,
         }
     }

@@ -127,6 +127,12 @@ pub enum Op {
         /// The file.
         file: File,
     },
+    /// Take the advisory lock of `file` together with others who share it, or fail at once with
+    /// `Locked`.
+    Share {
+        /// The file.
+        file: File,
+    },
     /// Give the lock of `file` back, whoever else still holds the descriptor.
     Unlock {
         /// The file.

@@ -317,6 +317,12 @@ pub(crate) fn lock(fd: RawFd) -> Sys<()> {
     check(unsafe { libc::flock(fd, libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
 }
 
+/// Takes the lock together with others who share it, or fails at once.
+pub(crate) fn share(fd: RawFd) -> Sys<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::flock(fd, libc::LOCK_SH | libc::LOCK_NB) }).map(drop)
+}
+
 pub(crate) fn unlock(fd: RawFd) -> Sys<()> {
     // SAFETY: plain numbers.
     check(unsafe { libc::flock(fd, libc::LOCK_UN) }).map(drop)

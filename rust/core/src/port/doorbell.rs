@@ -55,6 +55,13 @@ impl Doorbell {
         self.signal.fd()
     }
 
+    /// The same, for those who raise it beside us, as the kernel can. Whoever is woken by that
+    /// must look without having been rung for.
+    #[cfg(not(loom))]
+    pub fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.signal.as_fd()
+    }
+
     /// Sleeps until the descriptor is readable.
     #[cfg(loom)]
     pub(super) fn wait(&self) {

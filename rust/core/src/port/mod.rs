@@ -39,6 +39,8 @@ mod tests;
 pub use doorbell::Doorbell;
 pub use watch::Watch;
 
+use std::sync::Arc;
+
 use crate::{error::Result, sync::Wake};
 
 #[cfg(loom)]
@@ -49,7 +51,7 @@ use crossbeam::queue::SegQueue as Queue;
 /// A queue of finished things with a bell. Shared by `Arc`; drained by one thread.
 pub struct Port<T> {
     queue: Queue<T>,
-    bell: Doorbell,
+    bell: Arc<Doorbell>,
 }
 
 /// What a drain left behind.
@@ -66,7 +68,7 @@ impl<T: Send> Port<T> {
     pub fn new() -> Result<Self> {
         Ok(Self {
             queue: Queue::new(),
-            bell: Doorbell::new()?,
+            bell: Arc::new(Doorbell::new()?),
         })
     }
 
@@ -77,7 +79,7 @@ impl<T: Send> Port<T> {
     }
 
     /// The bell, for those who have nothing to hand over but news elsewhere.
-    pub fn bell(&self) -> &Doorbell {
+    pub fn bell(&self) -> &Arc<Doorbell> {
         &self.bell
     }
 

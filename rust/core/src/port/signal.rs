@@ -7,7 +7,7 @@ pub(super) use self::twin::Signal;
 
 #[cfg(not(loom))]
 mod eventfd {
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
     use crate::error::{Error, Result};
 
@@ -42,6 +42,10 @@ mod eventfd {
 
         pub(in crate::port) fn fd(&self) -> RawFd {
             self.0.as_raw_fd()
+        }
+
+        pub(in crate::port) fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
         }
     }
 }

@@ -48,6 +48,12 @@ impl Watch {
         fence(Ordering::SeqCst);
     }
 
+    /// Takes the wish back: the watcher is about to look anyway. A wake-up may still be on its way.
+    #[inline]
+    pub fn disarm(&self) {
+        self.armed.store(false, Ordering::Relaxed);
+    }
+
     /// Wakes the watcher if it asked. Call after the watermark was stored.
     #[inline]
     pub fn notify(&self) {

@@ -98,7 +98,19 @@ impl World {
                 Some(file),
             ),
             Op::Lock { file } => (
-                self.file(&file, |ino, _, handle| Effect::Lock { ino, handle }),
+                self.file(&file, |ino, _, handle| Effect::Lock {
+                    ino,
+                    handle,
+                    is_shared: false,
+                }),
+                Some(file),
+            ),
+            Op::Share { file } => (
+                self.file(&file, |ino, _, handle| Effect::Lock {
+                    ino,
+                    handle,
+                    is_shared: true,
+                }),
                 Some(file),
             ),
             Op::Unlock { file } => (
@@ -249,9 +261,11 @@ impl World {
                     .retain(|lock| lock.ino != *ino || lock.handle != *handle);
                 Ok(Answer::Done)
             }
-            Effect::Lock { ino, handle } => {
-                return self.lock(*ino, *handle, self.seats[flight.seat].process);
-            }
+            Effect::Lock {
+                ino,
+                handle,
+                is_shared,
+            } => return self.lock(flight.seat, *ino, *handle, *is_shared),
         };
         outcome.map_err(|errno| Error::from_errno(errno, operation))
     }
@@ -376,25 +390,27 @@ impl World {
         }
     }
 
-    fn lock(&mut self, ino: Ino, handle: usize, process: usize) -> Result<Answer> {
-        if let Some(place) = self.locks.iter().position(|lock| lock.ino == ino) {
-            let is_mine = self.locks[place].handle == handle && self.is_alive(process);
-            if is_mine && self.locks[place].process == process {
-                return Ok(Answer::Done);
-            }
-            if self.is_held(&self.locks[place]) {
-                return Err(Error::new(
-                    ErrorKind::Locked,
-                    "somebody else holds the lock",
-                ));
-            }
-            self.locks.swap_remove(place);
+    fn lock(&mut self, seat: usize, ino: Ino, handle: usize, is_shared: bool) -> Result<Answer> {
+        let process = self.seats[seat].process;
+        let mut locks = std::mem::take(&mut self.locks);
+        locks.retain(|lock| self.is_held(lock));
+        self.locks = locks;
+        let is_mine = |lock: &Lock| lock.handle == handle && lock.process == process;
+        let mut others = self.locks.iter().filter(|lock| lock.ino == ino);
+        if others.any(|lock| !(is_mine(lock) || is_shared && lock.is_shared)) {
+            return Err(Error::new(
+                ErrorKind::Locked,
+                "somebody else holds the lock",
+            ));
         }
+        // Taken again, it becomes what is asked for now.
+        self.locks.retain(|lock| lock.ino != ino || !is_mine(lock));
         let file = self.handles[handle].file.clone();
         self.locks.push(Lock {
             ino,
             handle,
             process,
+            is_shared,
             file,
         });
         Ok(Answer::Done)
@@ -402,7 +418,7 @@ impl World {
 
     /// A living process holds a lock while it keeps the handle open; a dead one while a backend
     /// that was told to hold it has changes in flight.
-    fn is_held(&self, lock: &Lock) -> bool {
+    pub(super) fn is_held(&self, lock: &Lock) -> bool {
         if self.is_alive(lock.process) {
             return lock.file.holders() > 2;
         }

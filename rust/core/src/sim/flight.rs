@@ -76,8 +76,12 @@ pub(super) enum Effect {
     SyncDir { dir: usize },
     /// Forgets cached pages.
     DropCache { ino: Ino },
-    /// Locks the handle's file.
-    Lock { ino: Ino, handle: usize },
+    /// Locks the handle's file, alone or with others.
+    Lock {
+        ino: Ino,
+        handle: usize,
+        is_shared: bool,
+    },
     /// Gives the handle's lock back.
     Unlock { ino: Ino, handle: usize },
     /// The request makes no sense.

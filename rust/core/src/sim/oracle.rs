@@ -303,6 +303,11 @@ impl Monitor {
         let sectors = (event.offset / SECTOR as u64) as usize
             ..(event.offset + event.length).div_ceil(SECTOR as u64) as usize;
         let is_write = matches!(event.kind, Kind::Write | Kind::WriteSync);
+        if is_write && !segments(world).any(|(_, target)| target == ino) {
+            // A segment no longer: what it held was truncated. O1 says whether it could be.
+            self.held.retain(|(file, _)| *file != ino);
+            return;
+        }
         let is_held = match event.kind {
             Kind::Write | Kind::WriteSync => sectors
                 .into_iter()

@@ -115,6 +115,7 @@ pub(super) struct Lock {
     pub ino: Ino,
     pub handle: usize,
     pub process: usize,
+    pub is_shared: bool,
     pub file: File,
 }
 
@@ -181,7 +182,6 @@ impl World {
         copy.events = self.events;
         copy.version = self.version;
         copy.seats.clone_from(&self.seats);
-        copy.locks.clone_from(&self.locks);
         copy.alive = vec![false; self.alive.len()];
         let late = copy.late(zombies);
         let changes = self.flights.iter().filter(|one| one.effect.is_change());
@@ -190,6 +190,9 @@ impl World {
             .filter(|(index, _)| zombies.lands >> (index % 64) & 1 == 1)
             .map(|(_, flight)| flight.orphaned(flight.late.unwrap_or(late)))
             .collect();
+        // A lock that nobody holds must not be kept alive by a copy of its handle.
+        let held = self.locks.iter().filter(|lock| copy.is_held(lock));
+        copy.locks = held.cloned().collect();
         copy
     }
 

@@ -121,6 +121,9 @@ impl Flight {
         let Some((work, file, offset, length)) = Self::plan(&request.op) else {
             return Way::Calls(request);
         };
+        if guest && request.class == Class::Background && !cfg!(mutant = "uring_orphans") {
+            return Way::Calls(request);
+        }
         let through_cache = matches!(work, Work::Write { .. }) && !file.is_direct();
         if guest && request.class == Class::Program && (work.is_for_workers() || through_cache) {
             return Way::Calls(request);
@@ -386,6 +389,15 @@ impl Flight {
             // A sync that failed may have lost what it should have kept; it is never repeated.
             _ => self.failed(-answer),
         }
+    }
+
+    /// Whether a submission that was cancelled before it began may be made again: a transfer that
+    /// nobody gave up may, a bounded number of times. A sync may not, for nobody knows how far it
+    /// came.
+    pub(super) fn may_begin_again(&mut self) -> bool {
+        let may = self.work.is_transfer() && !self.cancelled;
+        self.tries += u32::from(may);
+        may && self.tries <= TRIES_MAX
     }
 
     /// The socket is ready, or waiting for that was refused.

@@ -16,8 +16,8 @@
 //!
 //! 1. The table owns file and buffer of a flight from before its first submission is staged until
 //!    its last answer is reaped. On every other way out, including a panic, they are leaked.
-//! 2. The ring is made by the thread that turns it, at its first poll. It may be turned by
-//!    another thread later only if nothing is in flight; then a new ring is made there.
+//! 2. A ring is made by the thread that turns it first. Another thread may turn a tuned one only
+//!    if nothing is in flight, and makes a new one; a plain one changes hands freely ([`guests`]).
 //! 3. The lock given to `hold` is registered with the ring before any write is staged.
 //! 4. An answer the kernel cannot have given, or a ring that cannot be entered, poisons the
 //!    backend: everybody is answered with that cause, nothing is staged again, nothing the kernel
@@ -46,6 +46,7 @@ use crate::{
 mod cancel;
 mod disk;
 mod flight;
+mod guests;
 mod poison;
 mod probe;
 mod ring;
@@ -366,6 +367,10 @@ impl UringBackend {
         };
         if flight.refuses_dsync(answer) {
             self.dsync = false;
+        }
+        if Self::is_orphan(self.guest && !self.closed, flight, answer) {
+            self.again.push_back(key);
+            return Ok(());
         }
         let step = flight.on_answer(answer);
         let goes_on = matches!(step, Step::Again | Step::Later(_));

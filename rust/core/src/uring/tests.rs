@@ -37,6 +37,13 @@ mod plain {
     crate::contract_tests!(world);
 }
 
+mod guests {
+    fn world(name: &str) -> super::World {
+        super::world_of(super::disk().for_guests(), name)
+    }
+    crate::contract_tests!(world);
+}
+
 /// A queue much smaller than the table: full queues and overflowing completions all the time.
 mod crowded {
     fn world(name: &str) -> super::World {
@@ -679,4 +686,62 @@ fn a_ring_denied_after_the_probe_answers_everybody() {
         );
     });
     filtered.join().unwrap();
+}
+
+#[test]
+fn what_an_ended_thread_submitted_is_finished() {
+    // Requests that wait for a worker of the kernel come back cancelled when the thread that
+    // submitted them ends; background requests of a backend for any thread never go there.
+    const WRITES: u64 = 64;
+    const LENGTH: usize = 16 * BLOCK;
+    let place = Place::new("orphans");
+    for round in 0..20 {
+        let mut backend = disk().for_guests().open().unwrap();
+        let access = Access::CREATE.direct(true);
+        let file = file_in(&place, &mut backend, &format!("f{round}"), access);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0..WRITES {
+                    let op = Op::Write {
+                        file: file.clone(),
+                        offset: number * LENGTH as u64,
+                        length: LENGTH,
+                        buffer: Buffer::zeroed(LENGTH),
+                        sync: true,
+                    };
+                    let class = Class::Background;
+                    let token = Token(number);
+                    backend.submit(Request { token, class, op }).unwrap();
+                }
+                backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+            });
+        });
+        for finished in finish(&mut backend) {
+            finished.result.unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_write_that_was_cancelled_for_nobody_is_made_again() {
+    // The kernel may hand a foreground write to a worker, too. Cancelled because its thread ended
+    // it had not begun; elsewhere a cancelled write is an error, and a sync is in any case.
+    let place = Place::new("cancelled");
+    let cancelled = |name: &str, disk: UringDisk, op: fn(&File) -> Op| {
+        let mut backend = disk.open().unwrap();
+        let file = file_in(&place, &mut backend, name, Access::CREATE);
+        backend.submit(foreground(1, op(&file))).unwrap();
+        let request = backend.next_fresh().unwrap();
+        let Way::Ring(flight) = flight::Flight::sort(request, true) else {
+            panic!("not for the ring");
+        };
+        let key = backend.table.insert(flight);
+        backend.on_answer(key, -libc::ECANCELED).unwrap();
+        finish(&mut backend).pop().unwrap().result
+    };
+    let one = |file: &File| write(file, BLOCK);
+    let sync = |file: &File| Op::Sync { file: file.clone() };
+    assert!(cancelled("a", disk().for_guests(), one).is_ok());
+    assert!(cancelled("b", disk().with_plain_ring(), one).is_err());
+    assert!(cancelled("c", disk().for_guests(), sync).is_err());
 }

@@ -16,6 +16,7 @@ use crate::{
 
 use super::{
     frame::{Encoded, FrameWriter, Stamp},
+    recycle::Mark,
     segment::{End, SegmentHeader, SegmentLimits, segment_name},
 };
 
@@ -82,15 +83,21 @@ impl Builder {
     /// A new owner: one incarnation and one segment on.
     pub fn reopen(&mut self) {
         self.incarnation.0 += 1;
-        self.start_segment();
+        self.start_segment(None);
+    }
+
+    /// The next segment of the same owner, in a file that holds what the current one does.
+    pub fn roll_recycled(&mut self) {
+        let old = self.disk.get(&self.name());
+        self.start_segment(old);
     }
 
     /// The next segment of the same owner.
     pub fn roll(&mut self) {
-        self.start_segment();
+        self.start_segment(None);
     }
 
-    fn start_segment(&mut self) {
+    fn start_segment(&mut self, old: Option<Vec<u8>>) {
         if let Some(writer) = &self.writer {
             let end = writer.end();
             if end.next > writer.header().base {
@@ -109,9 +116,16 @@ impl Builder {
             limits: self.limits,
             created_ns: self.tick(),
             ro_compat: 0,
+            is_recycled: old.is_some(),
         };
         let (block, crc) = header.encode();
-        let mut bytes = vec![0; self.limits.segment_bytes as usize];
+        let length = self.limits.segment_bytes as usize;
+        let mut bytes = old.unwrap_or_default();
+        bytes.resize(length, 0);
+        if header.is_recycled {
+            let mark = Mark::new(&header, header.segment).encode(block.len());
+            bytes[length - block.len()..].copy_from_slice(&mark);
+        }
         bytes[..block.len()].copy_from_slice(&block);
         self.disk.put(&self.name(), &bytes);
         self.writer = Some(FrameWriter::new(header, crc));

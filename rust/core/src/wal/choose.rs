@@ -11,7 +11,7 @@ use crate::{
     sync::Arc,
 };
 
-use super::settings::CommitPath;
+use super::settings::{CommitPath, Driver};
 
 /// Synchronous writes per candidate: enough for a median, few enough to cost milliseconds.
 const SAMPLES: usize = 5;
@@ -29,6 +29,8 @@ pub struct Candidate {
     pub backend: &'static str,
     /// Groups that may be in flight at once.
     pub window: u32,
+    /// Who turns the committer.
+    pub driver: Driver,
 }
 
 impl Candidate {
@@ -39,6 +41,7 @@ impl Candidate {
             disk,
             backend,
             window: path.window(),
+            driver: Driver::Thread,
         }
     }
 }

@@ -1,4 +1,8 @@
-//! A thread of our own that turns a committer until it is done.
+//! The thread behind an open log.
+//!
+//! Under [`Driver::Thread`] it turns the committer until it is done. Under [`Driver::Loop`] it is
+//! the steward of a [`Turner`], and turns only what nobody else does. In both cases it makes the
+//! backend and brings the log to its end.
 //!
 //! It never takes the interpreter lock and never waits for anything but its backend. A panic in it
 //! poisons the log and answers every waiter; what the kernel may still touch is leaked, and the
@@ -6,6 +10,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::mpsc::SyncSender,
     thread::{self, JoinHandle},
 };
 
@@ -16,8 +21,12 @@ use crate::{
 };
 
 use super::{
+    choose::Candidate,
     commit::{Committer, Next},
     log::{Appender, closed},
+    settings::Driver,
+    steward,
+    turner::{Alarm, Turner},
 };
 
 /// Starts the thread. Returns when its backend is up and holds the lock, or with the reason why
@@ -25,9 +34,10 @@ use super::{
 pub(crate) fn spawn(
     committer: Committer,
     appender: Appender,
-    disk: Arc<dyn Disk>,
+    candidate: &Candidate,
     lock: File,
 ) -> Result<JoinHandle<()>> {
+    let (disk, driver) = (Arc::clone(&candidate.disk), candidate.driver);
     let (ready, started) = std::sync::mpsc::sync_channel(1);
     let thread = thread::Builder::new()
         .name("millrace-log".to_owned())
@@ -40,6 +50,9 @@ pub(crate) fn spawn(
                     return;
                 }
             };
+            if driver == Driver::Loop {
+                return attend(committer, backend, &appender, ready, &lock);
+            }
             let _told = ready.send(Ok(()));
             drop(ready);
             run(committer, &appender, &mut backend, &lock);
@@ -62,6 +75,30 @@ fn begin(disk: &dyn Disk, committer: &Committer, lock: &File) -> Result<Box<dyn 
     Ok(backend)
 }
 
+/// Lends committer and backend to whoever appends or waits, until the log is closing or has failed.
+fn attend(
+    committer: Committer,
+    backend: Box<dyn Backend>,
+    appender: &Appender,
+    ready: SyncSender<Result<()>>,
+    lock: &File,
+) {
+    let shared = &appender.0;
+    let turner = Arc::new(Turner::new(committer, backend));
+    shared.attach_driver(Arc::new(Alarm(Arc::clone(&turner))));
+    shared.attach_turner(Arc::clone(&turner));
+    let _told = ready.send(Ok(()));
+    drop(ready);
+    steward::serve(shared, &turner);
+    let Some(mut engine) = turner.take() else {
+        return;
+    };
+    if engine.has_panicked {
+        return end(engine.committer, appender, &mut engine.backend, lock);
+    }
+    run(engine.committer, appender, &mut engine.backend, lock);
+}
+
 fn run(mut committer: Committer, appender: &Appender, backend: &mut Box<dyn Backend>, lock: &File) {
     let turned = catch_unwind(AssertUnwindSafe(|| {
         drive(&mut committer, &mut **backend);
@@ -71,9 +108,9 @@ fn run(mut committer: Committer, appender: &Appender, backend: &mut Box<dyn Back
             ErrorKind::Poisoned,
             "the log's thread panicked; this is a bug in millrace",
         ));
-        // The committer's buffers may still be in flight: they are never freed.
-        std::mem::forget(committer);
+        return end(committer, appender, backend, lock);
     }
+    drop(committer);
     give_back(appender, backend, lock);
 }
 
@@ -85,6 +122,13 @@ fn give_back(appender: &Appender, backend: &mut Box<dyn Backend>, held: &File) {
     // A closed log has the same face as a failed one: every later call learns why at once.
     appender.0.marks.fail(closed());
     drop(upkeep);
+}
+
+/// After a panic, which has poisoned the log.
+fn end(committer: Committer, appender: &Appender, backend: &mut Box<dyn Backend>, lock: &File) {
+    // The committer's buffers may still be in flight: they are never freed.
+    std::mem::forget(committer);
+    give_back(appender, backend, lock);
 }
 
 fn drive(committer: &mut Committer, backend: &mut dyn Backend) {

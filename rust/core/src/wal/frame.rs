@@ -19,7 +19,7 @@
 use crate::{
     codec::{align_up, crc32c, get_i64, get_u32, get_u64, put},
     error::{Error, ErrorKind, Result},
-    ids::{Incarnation, Lsn},
+    ids::{Incarnation, Lsn, SegmentId, StoreId},
     io::Buffer,
 };
 
@@ -85,11 +85,16 @@ pub struct Seed(u32);
 impl Seed {
     /// The seed shared by the frames of a segment.
     pub fn new(header: &SegmentHeader) -> Self {
+        Self::of(header.store, header.segment, header.incarnation)
+    }
+
+    /// The same, from what it is made of.
+    pub fn of(store: StoreId, segment: SegmentId, incarnation: Incarnation) -> Self {
         let mut identity = [0; 32];
-        put(&mut identity, 0, &header.store.0);
-        put(&mut identity, 16, &header.segment.0.to_le_bytes());
+        put(&mut identity, 0, &store.0);
+        put(&mut identity, 16, &segment.0.to_le_bytes());
         if !cfg!(mutant = "seed_without_incarnation") {
-            put(&mut identity, 24, &header.incarnation.0.to_le_bytes());
+            put(&mut identity, 24, &incarnation.0.to_le_bytes());
         }
         Self(crc32c(0, &identity))
     }
@@ -523,6 +528,14 @@ impl FrameWriter {
             durable,
         };
     }
+}
+
+/// Whether `bytes`, which lie at the offset `seed` was made for, begin with a header whose checksum
+/// holds. For a segment whose header, and with it the limits, is lost.
+pub fn is_header(bytes: &[u8], seed: u32) -> bool {
+    bytes.len() >= FRAME_HEADER_BYTES
+        && get_u32(bytes, at::MAGIC) == MAGIC
+        && get_u32(bytes, at::HEADER_CRC) == crc32c(seed, &bytes[..at::HEADER_CRC])
 }
 
 /// The part of the incarnation that a frame carries in plain.

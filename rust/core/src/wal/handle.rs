@@ -25,7 +25,7 @@ use super::{
     marks::Level,
     open::{self, Manner, World},
     reader::{Batch, Reader},
-    settings::{CommitPath, LogSettings},
+    settings::{CommitPath, Driver, LogSettings},
     truncate,
 };
 
@@ -38,6 +38,8 @@ pub struct Way {
     pub backend: &'static str,
     /// Groups that may be in flight at once.
     pub window: u32,
+    /// Who turns the committer.
+    pub driver: Driver,
     /// What every candidate cost, or why it was refused.
     pub measured: Vec<Measured>,
 }
@@ -69,12 +71,14 @@ impl Log {
                 path,
                 backend,
                 window,
+                driver,
                 ..
             } = candidates[at];
             let way = Way {
                 path,
                 backend,
                 window,
+                driver,
                 measured,
             };
             chosen = Some((at, way));
@@ -92,7 +96,7 @@ impl Log {
         let thread = driver::spawn(
             opened.committer,
             opened.appender.clone(),
-            Arc::clone(&candidates[at].disk),
+            &candidates[at],
             opened.lock,
         )?;
         Ok(Self {

@@ -3,13 +3,13 @@
 //! A call claims its LSN when it is made: the LSN is the position on the ring, counted from the
 //! first LSN of this open. There is no second allocator whose numbers could be lost or reordered.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use crate::{
     error::{Error, ErrorKind, Result},
     fork::Origin as Process,
     ids::Lsn,
-    port::Watch,
+    port::{Doorbell, Watch},
     ring::{Admission, AdmissionState, Bound, Claim, Entries, Producer, Refusal},
     sync::{Arc, AtomicBool, Mutex, Ordering, Wake, lock},
 };
@@ -19,10 +19,11 @@ use super::{
     cursor::Cursors,
     frame::RECORD_HEADER_BYTES,
     group::Entry,
-    marks::{Level, Marks},
+    marks::{Level, Marks, timed_out},
     recovery::RecoveryReport,
     settings::LogSettings,
     truncate::Segments,
+    turner::Turner,
 };
 
 /// One record's bytes.
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) process: Process,
     close_requested: AtomicBool,
     driver: Mutex<Option<Arc<dyn Wake>>>,
+    /// Set if whoever appends or waits turns the committer; see [`Turner`].
+    turner: OnceLock<Arc<Turner>>,
 }
 
 impl Shared {
@@ -71,7 +74,27 @@ impl Shared {
             upkeep: Mutex::new(()),
             close_requested: AtomicBool::new(false),
             driver: Mutex::new(None),
+            turner: OnceLock::new(),
         })
+    }
+
+    pub(crate) fn attach_turner(&self, turner: Arc<Turner>) {
+        // There is one for a log, and it comes before anybody appends.
+        let _first = self.turner.set(turner);
+    }
+
+    pub(crate) fn turner(&self) -> Option<&Arc<Turner>> {
+        self.turner.get()
+    }
+
+    /// The LSN behind everything that was claimed.
+    pub(crate) fn claimed(&self) -> Lsn {
+        self.lsn(self.producer.claimed())
+    }
+
+    /// Whether nobody but the driver may turn the committer any more: it is closing or has failed.
+    pub(crate) fn is_winding_down(&self) -> bool {
+        self.is_close_requested() || self.failure().is_some()
     }
 
     pub(crate) fn attach_driver(&self, wake: Arc<dyn Wake>) {
@@ -128,6 +151,14 @@ impl Shared {
 
     fn lsn(&self, position: u64) -> Lsn {
         self.origin.plus(position)
+    }
+
+    /// What was put at `position` will be written, whether or not its caller does more for it.
+    fn published(&self, position: u64) -> Lsn {
+        if let Some(turner) = self.turner() {
+            turner.steward.stay_awake();
+        }
+        self.lsn(position)
     }
 
     fn refused(&self, reason: Refusal) -> Error {
@@ -276,7 +307,7 @@ impl Appender {
         let shared = &self.0;
         shared.check(std::slice::from_ref(&payload))?;
         match shared.producer.try_append(Entry::single(payload)) {
-            Ok(position) => Ok(shared.lsn(position)),
+            Ok(position) => Ok(shared.published(position)),
             Err(refused) => Err(shared.refused(refused.reason)),
         }
     }
@@ -286,7 +317,7 @@ impl Appender {
         let shared = &self.0;
         self.check_batch(&payloads)?;
         match shared.producer.try_append_many(Entry::batch(payloads)) {
-            Ok(position) => Ok(shared.lsn(position)),
+            Ok(position) => Ok(shared.published(position)),
             Err(refused) => Err(shared.refused(refused.reason)),
         }
     }
@@ -301,7 +332,7 @@ impl Appender {
         let shared = &self.0;
         shared.check(std::slice::from_ref(&payload))?;
         match shared.producer.try_append(Entry::single(payload)) {
-            Ok(position) => Ok(Claimed::Now(shared.lsn(position))),
+            Ok(position) => Ok(Claimed::Now(shared.published(position))),
             Err(refused) if refused.reason == Refusal::Full => {
                 self.queue(Entries::One(refused.value), wake())
             }
@@ -318,7 +349,7 @@ impl Appender {
         let shared = &self.0;
         self.check_batch(&payloads)?;
         match shared.producer.try_append_many(Entry::batch(payloads)) {
-            Ok(position) => Ok(Claimed::Now(shared.lsn(position))),
+            Ok(position) => Ok(Claimed::Now(shared.published(position))),
             Err(refused) if refused.reason == Refusal::Full => {
                 self.queue(Entries::Many(refused.value), wake())
             }
@@ -358,7 +389,7 @@ impl Appender {
     fn queue(&self, entries: Entries<Entry>, wake: Arc<dyn Wake>) -> Result<Claimed> {
         let shared = &self.0;
         match shared.producer.append_or_queue(entries, wake) {
-            Ok(Claim::Now(position)) => Ok(Claimed::Now(shared.lsn(position))),
+            Ok(Claim::Now(position)) => Ok(Claimed::Now(shared.published(position))),
             Ok(Claim::Later(admission)) => Ok(Claimed::Later(PendingAppend {
                 admission,
                 shared: Arc::clone(shared),
@@ -371,7 +402,7 @@ impl Appender {
     pub fn marks(&self) -> Watermarks {
         let durable = self.0.marks.durable();
         let committed = self.0.marks.committed().max(durable);
-        let claimed = self.0.lsn(self.0.producer.claimed()).previous();
+        let claimed = self.0.claimed().previous();
         Watermarks {
             appended: claimed.max(committed),
             committed,
@@ -389,10 +420,53 @@ impl Appender {
         self.0.marks.watch(wake)
     }
 
-    /// Waits on a plain thread.
+    /// Waits on a plain thread, or on the thread of a loop that turns the committer itself.
     pub fn wait(&self, level: Level, lsn: Lsn, timeout: Option<Duration>) -> Result<()> {
         self.0.process.check()?;
-        self.0.marks.wait(level, lsn, timeout)
+        let Some(turner) = self.0.turner() else {
+            return self.0.marks.wait(level, lsn, timeout);
+        };
+        let reached = || self.0.marks.reached(level, lsn);
+        turner.wait(&self.0, timeout, &|| reached().is_some());
+        reached().unwrap_or_else(|| Err(timed_out(lsn)))
+    }
+
+    /// Whether appends are carried out by whoever appends or waits, so that [`urge`](Self::urge)
+    /// and [`turn`](Self::turn) mean anything.
+    pub fn is_turned_by_callers(&self) -> bool {
+        self.0.turner().is_some()
+    }
+
+    /// After an append on the thread of an event loop, whose `bell` the kernel shall raise: what
+    /// should go to the disk at once goes. True: call [`turn`](Self::turn) when this iteration of
+    /// the loop is over.
+    pub fn urge(&self, bell: &Arc<Doorbell>) -> bool {
+        let turner = self.0.turner();
+        turner.is_some_and(|turner| turner.urge(&self.0, bell))
+    }
+
+    /// The loop with this bell is gone; others see to what it left.
+    pub fn forget(&self, bell: &Arc<Doorbell>) {
+        if let Some(turner) = self.0.turner() {
+            turner.forget(bell);
+        }
+    }
+
+    /// Does what can be done for the log without waiting.
+    pub fn turn(&self) {
+        if let Some(turner) = self.0.turner() {
+            turner.turn_now(&self.0);
+        }
+    }
+
+    /// Turns the committer, waiting for the disk, until `is_over` or `timeout`. False if nobody
+    /// but the driver's thread may: then the caller has to wait by other means.
+    pub fn assist(&self, timeout: Duration, is_over: &dyn Fn() -> bool) -> bool {
+        let Some(turner) = self.0.turner() else {
+            return false;
+        };
+        turner.wait(&self.0, Some(timeout), is_over);
+        true
     }
 
     /// What was done since the open.

@@ -26,6 +26,9 @@ use crate::{
     sync::{Arc, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, Wake, fence, lock},
 };
 
+/// How long a thread without a deadline sleeps before it looks again.
+const LONG_SLEEP: Duration = Duration::from_secs(3600);
+
 /// How far an append has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Level {
@@ -107,7 +110,7 @@ impl Marks {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut gate = lock(&self.gate);
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        // Pairs with the fence in `announce`.
+        // Pairs with the fence in `nudge`.
         fence(Ordering::SeqCst);
         let outcome = loop {
             if let Some(outcome) = self.reached(level, lsn) {
@@ -135,7 +138,39 @@ impl Marks {
         outcome
     }
 
-    fn reached(&self, level: Level, lsn: Lsn) -> Option<Result<()>> {
+    /// Sleeps until a mark moves, [`nudge`](Self::nudge) is called or `limit` has passed, unless
+    /// `instead` has something better to do. It is asked with the gate closed: whatever changes
+    /// after it said no is followed by a nudge that ends the sleep.
+    pub(crate) fn pause<T>(
+        &self,
+        limit: Option<Duration>,
+        instead: impl FnOnce() -> Option<T>,
+    ) -> Option<T> {
+        let gate = lock(&self.gate);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        // Pairs with the fence in `nudge`.
+        fence(Ordering::SeqCst);
+        let found = instead();
+        if found.is_none() {
+            // A sleep without end is cut into long ones, and the caller looks again in between.
+            let woken = self.moved.wait_timeout(gate, limit.unwrap_or(LONG_SLEEP));
+            drop(woken);
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        found
+    }
+
+    /// Has those who sleep look again.
+    pub(crate) fn nudge(&self) {
+        // Pairs with the fences in `wait` and `pause`.
+        fence(Ordering::SeqCst);
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            drop(lock(&self.gate));
+            self.moved.notify_all();
+        }
+    }
+
+    pub(crate) fn reached(&self, level: Level, lsn: Lsn) -> Option<Result<()>> {
         let mark = match level {
             Level::Appended => return Some(Ok(())),
             Level::Committed => self.committed(),
@@ -151,16 +186,11 @@ impl Marks {
         for watch in lock(&self.watches).iter().filter_map(Weak::upgrade) {
             watch.notify();
         }
-        // Pairs with the fence in `wait`.
-        fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) > 0 {
-            drop(lock(&self.gate));
-            self.moved.notify_all();
-        }
+        self.nudge();
     }
 }
 
-fn timed_out(lsn: Lsn) -> Error {
+pub(crate) fn timed_out(lsn: Lsn) -> Error {
     Error::new(
         ErrorKind::Timeout,
         "the record is not durable yet; it is still being written, wait again to learn its fate",

@@ -41,15 +41,18 @@ pub mod open;
 pub mod reader;
 mod record;
 pub mod recovery;
+pub mod recycle;
 pub mod repair;
 mod salvage;
 pub mod scan;
 pub mod segment;
 pub mod settings;
+mod steward;
 mod survey;
 #[cfg(any(test, feature = "testing"))]
 pub mod trial;
 mod truncate;
+mod turner;
 pub mod verdict;
 pub mod verify;
 

@@ -33,6 +33,7 @@ use super::{
     log::{Appender, Shared},
     reader::Catalogue,
     recovery::{self, Recovered, SegmentSummary, WriteBar},
+    recycle::{Spares, open_shared},
     segment::{self, SegmentHeader, SegmentLimits},
     settings::LogSettings,
     truncate::Segments,
@@ -123,11 +124,11 @@ pub(crate) fn open_read_only(
     let dir = io.open_dir(path, false)?;
     let recovered = recovery::recover(&mut io, &dir, settings.recovery)?;
     if let Some(end) = recovered.end {
-        let file = io.open(&dir, &segment::segment_name(end.segment), Access::READ)?;
+        let file = open_shared(&mut io, &dir, end.segment)?;
         io.sync(&file)?;
     }
     let cursors = Cursors::load(&mut io, &dir, false)?;
-    let segments = Segments::new(Catalogue::new(&recovered));
+    let segments = Segments::new(Catalogue::new(&recovered), Spares::none());
     let (producer, _consumer) = make_ring(&settings)?;
     let next = recovered.next;
     let shared = Shared::new(
@@ -171,7 +172,8 @@ fn open_locked(
     cursors.hold_at(io, dir, recovered.next.previous())?;
     let active = begin_segment(world, io, dir, &settings, manner, &recovered)?;
     tidy_up(io, dir, &recovered)?;
-    let segments = readable(&recovered, &active);
+    let spares = Spares::new(recovered.incarnation, settings.segment_bytes);
+    let segments = readable(&recovered, &active, spares);
     let (producer, consumer) = make_ring(&settings)?;
     let shared = Arc::new(Shared::new(
         settings,
@@ -217,6 +219,7 @@ fn begin_segment(
         },
         created_ns: world.clock.wall_ns(),
         ro_compat: 0,
+        is_recycled: false,
     };
     let (block, crc) = header.encode();
     let mut image = Buffer::zeroed(settings.segment_first_bytes as usize);
@@ -278,11 +281,11 @@ fn tidy_up(io: &mut Blocking<'_>, dir: &File, recovered: &Recovered) -> Result<(
 }
 
 /// What can be read: the old segments, and the new one, which has no frame yet.
-fn readable(recovered: &Recovered, active: &Active) -> Segments {
+fn readable(recovered: &Recovered, active: &Active, spares: Spares) -> Segments {
     let catalogue = Catalogue::new(recovered);
     let header = active.writer.header().clone();
     catalogue.push(SegmentSummary::new(header, active.writer.end().chain, None));
-    Segments::new(catalogue)
+    Segments::new(catalogue, spares)
 }
 
 fn check_writable(recovered: &Recovered) -> Result<()> {

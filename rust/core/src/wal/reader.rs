@@ -19,12 +19,13 @@ use std::sync::{
 use crate::{
     error::{Error, ErrorKind, Result},
     ids::Lsn,
-    io::{Access, Blocking, Buffer, File},
+    io::{Blocking, Buffer, File},
 };
 
 use super::{
     frame::{Expected, FRAME_HEADER_BYTES, FrameFault, FrameHeader, RECORD_DATA, Seed},
     recovery::{Damage, SegmentSummary},
+    recycle::open_shared,
     scan::is_unreadable,
     segment::SegmentLimits,
 };
@@ -264,7 +265,7 @@ impl Reader {
             }
             self.next = summary.base();
         }
-        let file = io.open(&self.dir, &summary.name(), Access::READ)?;
+        let file = open_shared(io, &self.dir, summary.id())?;
         self.place = Some(Place::new(summary, file));
         Ok(true)
     }

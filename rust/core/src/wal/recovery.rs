@@ -15,11 +15,12 @@ use std::time::Duration;
 use crate::{
     error::{Error, ErrorKind, Result},
     ids::{Incarnation, Lsn, SegmentId, StoreId},
-    io::{Access, Blocking, File},
+    io::{Blocking, File},
 };
 
 use super::{
     frame::Expected,
+    recycle::open_shared,
     salvage,
     scan::{Beyond, Scanner},
     segment::{End, RO_COMPAT_KNOWN, SegmentHeader, segment_name},
@@ -300,7 +301,7 @@ fn last_segment<'a>(
         if found.header.is_ok() {
             return Ok(Some(found));
         }
-        let trace = has_trace(io, dir, found)?;
+        let trace = has_trace(io, dir, survey, found)?;
         match judge(Evidence::NoHeader { last: true, trace }) {
             Verdict::NeverUsed => recovered.leftovers.push(segment_name(found.id)),
             verdict => return Err(damage(verdict, found.id, 0, Lsn::ZERO, None)),
@@ -378,7 +379,7 @@ fn has_all_records(io: &mut Blocking, dir: &File, found: &Found, prior: &End) ->
     let Ok((header, header_crc)) = &found.header else {
         return Ok(false);
     };
-    let file = io.open(dir, &segment_name(found.id), Access::READ)?;
+    let file = open_shared(io, dir, found.id)?;
     let mut scanner = Scanner::new(header.clone(), *header_crc, file, found.length);
     scanner.run(io)?;
     Ok(scanner.end().next >= prior.next)
@@ -439,7 +440,7 @@ fn read_tail(io: &mut Blocking, dir: &File, found: &Found) -> Result<Read> {
         Ok((header, crc)) => (header.clone(), *crc),
         Err(fault) => return Err(fault.clone().into_error(found.id)),
     };
-    let file = io.open(dir, &segment_name(found.id), Access::READ)?;
+    let file = open_shared(io, dir, found.id)?;
     let mut scanner = Scanner::new(header, header_crc, file.clone(), found.length);
     let settled = settle(io, &file, &mut scanner, u64::MAX)?;
     Ok(Read { scanner, settled })

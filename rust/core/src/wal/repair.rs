@@ -237,6 +237,7 @@ fn begin_anew(
         incarnation: found.incarnation,
         base: end.next,
         predecessor: Some(end),
+        is_recycled: false,
         ..model.clone()
     };
     let (block, _) = header.encode();

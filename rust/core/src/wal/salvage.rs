@@ -4,13 +4,14 @@
 use crate::{
     error::Result,
     ids::{Lsn, SegmentId},
-    io::{Access, Blocking, File},
+    io::{Blocking, File},
 };
 
 use super::{
     recovery::{Damage, Recovered, SegmentSummary, Settled, Torn, WriteBar, settle},
+    recycle::open_shared,
     scan::Scanner,
-    segment::{End, SegmentHeader, segment_name},
+    segment::{End, SegmentHeader},
     survey::{Found, Survey, has_trace},
     verdict::{Evidence, Verdict, judge},
 };
@@ -35,7 +36,7 @@ pub(super) fn recover(io: &mut Blocking, dir: &File, survey: &Survey) -> Result<
             Ok(_) => pieces(io, dir, survey, found, &mut recovered)?,
             Err(_) => {
                 let last = survey.found[at..].iter().all(|found| found.header.is_err());
-                let trace = has_trace(io, dir, found)?;
+                let trace = has_trace(io, dir, survey, found)?;
                 let verdict = judge(Evidence::NoHeader { last, trace });
                 recovered.note(found.id, 0, recovered.next, None, verdict);
             }
@@ -121,7 +122,7 @@ fn pieces(
         return Ok(());
     }
     let length = said.map_or(found.length, |end| end.offset.min(found.length));
-    let file = io.open(dir, &segment_name(found.id), Access::READ)?;
+    let file = open_shared(io, dir, found.id)?;
     let mut scanner = Scanner::new(header.clone(), *header_crc, file.clone(), length);
     let headers = survey.found.iter().filter_map(Found::valid);
     if headers.map(|later| later.segment).max() > Some(header.segment) {

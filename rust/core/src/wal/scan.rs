@@ -265,10 +265,11 @@ impl Scanner {
                 }
                 Ok(bytes) => {
                     let bytes = &bytes[..bytes.len().min(block as usize)];
-                    if !is_zero(bytes) {
-                        beyond.residue_end = at + bytes.len() as u64;
-                    }
                     let later = FrameHeader::decode(bytes, seed, &self.header.limits);
+                    if !is_zero(bytes) {
+                        let end = at + bytes.len() as u64;
+                        beyond.residue_end = self.residue(end, &later).max(beyond.residue_end);
+                    }
                     if let (true, Ok(later)) = (at > self.offset || stop == Stop::Closed, later) {
                         beyond.note(&later, at, self.weigh(&later, stop));
                     }
@@ -277,6 +278,21 @@ impl Scanner {
             at += block;
         }
         Ok(beyond)
+    }
+
+    /// Where something that was being written ends, if the block before `end` shows that: in a
+    /// file that was another segment before, only a header of this one does.
+    fn residue(&self, end: u64, found: &Result<FrameHeader, FrameFault>) -> u64 {
+        match found {
+            _ if !self.header.is_recycled || cfg!(mutant = "stale_bytes_are_a_torn_tail") => end,
+            Ok(frame) => {
+                let begin = end - u64::from(self.header.limits.block_bytes);
+                self.source
+                    .length()
+                    .min(begin + u64::from(frame.frame_bytes))
+            }
+            Err(_) => 0,
+        }
     }
 
     /// What a header behind the end of the chain proves.

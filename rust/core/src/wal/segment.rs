@@ -15,8 +15,11 @@ use super::frame::{FRAME_HEADER_BYTES, RECORD_HEADER_BYTES};
 
 /// The version this code writes and reads.
 pub const VERSION: u32 = 1;
-/// Feature bits that an older reader may ignore: none yet.
-pub const COMPAT_KNOWN: u32 = 0;
+/// The file was another segment before: behind its frames lies what that one left, not zeros.
+const COMPAT_RECYCLED: u32 = 1;
+/// Feature bits that an older reader may ignore: one who does takes what an earlier segment left
+/// for a torn tail, which cuts the same.
+pub const COMPAT_KNOWN: u32 = COMPAT_RECYCLED;
 /// Feature bits without which a log may be read but not written: none yet.
 pub const RO_COMPAT_KNOWN: u32 = 0;
 /// Feature bits without which a log must not be touched: none yet.
@@ -171,6 +174,8 @@ pub struct SegmentHeader {
     pub created_ns: i64,
     /// Feature bits that forbid writing, unknown ones included.
     pub ro_compat: u32,
+    /// The file was another segment before: what is not zero behind its frames means nothing.
+    pub is_recycled: bool,
 }
 
 /// Why a block is not a segment header.
@@ -223,6 +228,8 @@ impl SegmentHeader {
         let mut block = Buffer::zeroed(self.limits.block_bytes as usize);
         put(&mut block, at::MAGIC, &MAGIC);
         put(&mut block, at::VERSION, &VERSION.to_le_bytes());
+        let compat = if self.is_recycled { COMPAT_RECYCLED } else { 0 };
+        put(&mut block, at::COMPAT, &compat.to_le_bytes());
         put(&mut block, at::RO_COMPAT, &self.ro_compat.to_le_bytes());
         put(
             &mut block,
@@ -326,6 +333,7 @@ impl SegmentHeader {
             },
             created_ns: get_i64(bytes, at::CREATED),
             ro_compat: get_u32(bytes, at::RO_COMPAT),
+            is_recycled: get_u32(bytes, at::COMPAT) & COMPAT_RECYCLED != 0,
         }
     }
 
@@ -384,6 +392,8 @@ pub enum Name {
     Segment(SegmentId),
     /// A file prepared to become a segment.
     Prepared(SegmentId),
+    /// The file of a dropped segment, kept to become another.
+    Spare(SegmentId),
     /// The lock file.
     Lock,
     /// The named cursors.
@@ -405,6 +415,7 @@ impl Name {
         match name.split_once('.') {
             Some((number, "log")) => hex(number).map_or(Self::Other, Self::Segment),
             Some((number, "prep")) => hex(number).map_or(Self::Other, Self::Prepared),
+            Some((number, "spare")) => hex(number).map_or(Self::Other, Self::Spare),
             Some((_, "tmp")) => Self::Temporary,
             None if name == LOCK_NAME => Self::Lock,
             None if name == CURSORS_NAME => Self::Cursors,
@@ -426,4 +437,9 @@ pub fn segment_name(segment: SegmentId) -> String {
 /// File name of a segment that is being prepared.
 pub fn prepared_name(segment: SegmentId) -> String {
     format!("{:016x}.prep", segment.0)
+}
+
+/// File name of a dropped segment that is kept to become another.
+pub fn spare_name(segment: SegmentId) -> String {
+    format!("{:016x}.spare", segment.0)
 }

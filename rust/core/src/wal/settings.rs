@@ -43,6 +43,25 @@ impl CommitPath {
     }
 }
 
+/// Who turns the committer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Driver {
+    /// A thread of its own.
+    Thread,
+    /// Whoever appends or waits: the threads of event loops above all.
+    Loop,
+}
+
+impl Driver {
+    /// The name used in settings and statistics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Thread => "thread",
+            Self::Loop => "loop",
+        }
+    }
+}
+
 /// Settings of a log. Sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogSettings {

@@ -3,14 +3,14 @@
 use crate::{
     error::{Error, ErrorKind, Result},
     ids::SegmentId,
-    io::{Access, Blocking, Buffer, File},
+    io::{Blocking, Buffer, File},
 };
 
 use super::{
+    frame,
+    recycle::{MARK_BYTES, Mark, open_shared},
     scan::{CHUNK_BYTES, Source, is_unreadable, is_zero},
-    segment::{
-        BLOCK_BYTES_MIN, HeaderFault, Name, SEGMENT_HEADER_READ, SegmentHeader, segment_name,
-    },
+    segment::{BLOCK_BYTES_MIN, HeaderFault, Name, SEGMENT_HEADER_READ, SegmentHeader},
 };
 
 /// A file with the name of a segment.
@@ -59,7 +59,7 @@ impl Survey {
                     survey.highest = survey.highest.max(id.0);
                     survey.leftovers.push(name);
                 }
-                Name::Temporary => survey.leftovers.push(name),
+                Name::Spare(_) | Name::Temporary => survey.leftovers.push(name),
                 Name::Lock | Name::Cursors | Name::Other => {}
             }
         }
@@ -96,7 +96,7 @@ impl Survey {
 }
 
 fn examine(io: &mut Blocking, dir: &File, id: SegmentId, trusted: bool) -> Result<Found> {
-    let file = io.open(dir, &segment_name(id), Access::READ)?;
+    let file = open_shared(io, dir, id)?;
     if !trusted {
         if !cfg!(mutant = "recovery_without_sync") {
             io.sync(&file)?;
@@ -121,16 +121,50 @@ fn examine(io: &mut Blocking, dir: &File, id: SegmentId, trusted: bool) -> Resul
 /// that is not zero or cannot be read, or a length that no prepared file has. An unreadable header
 /// proves nothing: a power cut while it is written can leave it so, and no frame is there before
 /// it is durable.
-pub fn has_trace(io: &mut Blocking, dir: &File, found: &Found) -> Result<bool> {
+///
+/// A file that is marked as used again holds bytes of an earlier segment: there, a frame of the
+/// segment it was to become is what counts. While it was made ready the segment before it was being
+/// written, so without that one it must have been used.
+pub fn has_trace(io: &mut Blocking, dir: &File, survey: &Survey, found: &Found) -> Result<bool> {
     if found.length < SEGMENT_HEADER_READ as u64 {
         return Ok(true);
     }
-    let file = io.open(dir, &segment_name(found.id), Access::READ)?;
+    let file = open_shared(io, dir, found.id)?;
     let mut source = Source::new(file, found.length, CHUNK_BYTES);
     let mut at = u64::from(BLOCK_BYTES_MIN);
     while at < source.length() {
         match source.at(io, at, 1)? {
             Ok(bytes) if is_zero(bytes) => at += bytes.len() as u64,
+            Ok(_) => {
+                let before = survey.get(SegmentId(found.id.0.saturating_sub(1)));
+                let is_next = before.is_some_and(|before| before.header.is_ok());
+                let is_its = |mark: &Mark| is_next && mark.segment == found.id;
+                return match mark(io, &mut source)?.filter(is_its) {
+                    Some(mark) => has_frame(io, &mut source, &mark),
+                    None => Ok(true),
+                };
+            }
+            Err(_) => return Ok(true),
+        }
+    }
+    Ok(false)
+}
+
+/// The mark in the last sector, if there is one.
+fn mark(io: &mut Blocking, source: &mut Source) -> Result<Option<Mark>> {
+    let at = source.length().saturating_sub(MARK_BYTES as u64);
+    let sector = source.at(io, at, MARK_BYTES)?;
+    Ok(sector.ok().and_then(Mark::decode))
+}
+
+/// Whether a frame of the marked segment, or what cannot be read, lies behind the header.
+fn has_frame(io: &mut Blocking, source: &mut Source, mark: &Mark) -> Result<bool> {
+    let seed = mark.seed();
+    let sector = u64::from(BLOCK_BYTES_MIN);
+    let mut at = sector;
+    while at < source.length() {
+        match source.at(io, at, sector as usize)? {
+            Ok(bytes) if !frame::is_header(bytes, seed.at(at)) => at += sector,
             Ok(_) | Err(_) => return Ok(true),
         }
     }

@@ -69,6 +69,14 @@ impl Trial {
         };
         Self { settings, manner }
     }
+
+    /// Segments that one [`Op::Fill`] fills, so that truncated ones are soon used again.
+    #[must_use]
+    pub fn with_small_segments(mut self) -> Self {
+        self.settings.segment_bytes = 8 << 10;
+        self.settings.segment_first_bytes = 8 << 10;
+        self
+    }
 }
 
 /// Something to do with a log.
@@ -90,11 +98,19 @@ pub enum Op {
     Cursor,
     /// An orderly close, and an open by the same process.
     Reopen,
+    /// A batch that leaves no room for another in a segment.
+    Fill,
 }
 
 impl Op {
     /// Payloads that with their headers make one block less a byte, one block, one more, three.
     pub const SIZES: [usize; 5] = [1, 439, 440, 441, 1464];
+
+    /// What it takes until a truncated segment of this opening is written again.
+    pub fn recycling() -> Vec<Self> {
+        use Op::{Fill, Rest, Truncate};
+        vec![Fill, Fill, Rest, Truncate, Fill, Fill]
+    }
 
     /// What workloads are made of.
     pub fn alphabet() -> Vec<Self> {
@@ -354,6 +370,7 @@ impl Subject for Trial {
         match op {
             Op::Append(length) => session.append(disk, book, &[*length]),
             Op::Batch(lengths) => session.append(disk, book, lengths),
+            Op::Fill => session.append(disk, book, &[2900, 2900]),
             Op::Pair(first, second) => {
                 session.give(book, &[*first])?;
                 session.turn(disk, book)?;

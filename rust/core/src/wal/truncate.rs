@@ -14,6 +14,7 @@ use crate::{
 use super::{
     reader::Catalogue,
     recovery::SegmentSummary,
+    recycle::Spares,
     segment::{End, SegmentHeader},
 };
 
@@ -21,14 +22,16 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Segments {
     catalogue: Arc<Catalogue>,
+    spares: Spares,
     /// Base of the oldest segment that was not dropped. Only grows.
     mark: AtomicU64,
 }
 
 impl Segments {
-    pub(crate) fn new(catalogue: Catalogue) -> Self {
+    pub(crate) fn new(catalogue: Catalogue, spares: Spares) -> Self {
         let segments = Self {
             catalogue: Arc::new(catalogue),
+            spares,
             mark: AtomicU64::new(0),
         };
         let first = segments.first();
@@ -38,6 +41,10 @@ impl Segments {
 
     pub(crate) fn catalogue(&self) -> &Arc<Catalogue> {
         &self.catalogue
+    }
+
+    pub(crate) fn spares(&self) -> &Spares {
+        &self.spares
     }
 
     /// The active segment ended and `next` follows.
@@ -76,16 +83,12 @@ impl Segments {
         self.first()
     }
 
-    /// Removes the files of dropped segments that no reader wants. One caller at a time. Returns
-    /// how many went.
+    /// Removes the files of dropped segments that no reader wants, or keeps them as spares. One
+    /// caller at a time. Returns how many went.
     pub(crate) fn remove_files(&self, io: &mut Blocking<'_>, dir: &File) -> Result<u64> {
         let mut gone = 0;
         while let Some(oldest) = self.next_to_remove() {
-            match io.unlink(dir, &oldest.name()) {
-                Err(error) if error.errno() != Some(libc::ENOENT) => return Err(error),
-                _ => {}
-            }
-            io.sync_dir(dir)?;
+            self.spares.dispose(io, dir, &oldest)?;
             self.catalogue.remove(oldest.id());
             gone += 1;
         }

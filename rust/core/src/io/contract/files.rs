@@ -139,6 +139,21 @@ pub fn a_lock_has_one_holder(world: &World) {
     lock(&mut *first, &mine).unwrap();
 }
 
+/// Many may share a lock; nobody has it alone meanwhile, and nobody shares it with its one holder.
+pub fn a_shared_lock_keeps_others_from_having_it_alone(world: &World) {
+    let mut backend = world.backend();
+    let [one, two, three] = [0; 3].map(|_| world.file(&mut *backend, "shared"));
+    let mut io = Blocking::new(&mut *backend);
+    io.share(&one).unwrap();
+    io.share(&two).unwrap();
+    assert_eq!(io.lock(&three).unwrap_err().kind(), ErrorKind::Locked);
+    io.unlock(&one).unwrap();
+    assert_eq!(io.lock(&three).unwrap_err().kind(), ErrorKind::Locked);
+    drop(two);
+    io.lock(&three).unwrap();
+    assert_eq!(io.share(&one).unwrap_err().kind(), ErrorKind::Locked);
+}
+
 /// A held lock stays taken until it is let go, and is free at once after that.
 pub fn a_held_lock_is_free_at_once_when_let_go(world: &World) {
     for round in 0..5 {

@@ -204,6 +204,7 @@ macro_rules! contract_tests {
             names_move_and_files_stay
             lengths_follow_their_orders
             a_lock_has_one_holder
+            a_shared_lock_keeps_others_from_having_it_alone
             a_held_lock_is_free_at_once_when_let_go
         }
         $crate::contract_tests! { @each $world, program:

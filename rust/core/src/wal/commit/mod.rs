@@ -31,6 +31,7 @@ mod company;
 mod prepare;
 mod rest;
 mod rotate;
+mod step;
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -169,6 +170,8 @@ pub struct Committer {
     flight_number: u64,
     rotation: Option<Rotation>,
     preparer: Preparer,
+    /// Cuts of earlier segments in flight.
+    cuts: usize,
     closing: Closing,
     /// The backend itself failed: it is not asked again.
     broken: bool,
@@ -216,6 +219,7 @@ impl Committer {
             flights: VecDeque::new(),
             flight_number: 0,
             rotation: None,
+            cuts: 0,
             closing: Closing::No,
             broken: false,
             prepare_retried: false,
@@ -299,7 +303,10 @@ impl Committer {
                         .on_finished(one, backend, Purpose::Prepare.token(0));
                 }
                 // Cutting a sealed segment only saves space: its end is stated in its successor.
-                Purpose::Cut => self.shared.counters.cut(one.result.is_ok()),
+                Purpose::Cut => {
+                    self.cuts -= 1;
+                    self.shared.counters.cut(one.result.is_ok());
+                }
             }
         }
         self.finished = finished;
@@ -456,7 +463,10 @@ impl Committer {
         let spare = self.spare(frame::FRAME_HEADER_BYTES + bytes);
         match self.active.writer.records(entries, stamp, spare) {
             Ok(encoded) => {
-                self.group_bytes = (self.group_bytes * 7 + encoded.length as u64) / 8;
+                self.group_bytes = match self.group_bytes {
+                    0 => encoded.length as u64,
+                    known => (known * 7 + encoded.length as u64) / 8,
+                };
                 self.shared.counters.group(entries.len(), bytes);
                 self.next = self.next.plus(entries.len() as u64);
                 self.gathering_since = None;

@@ -2,14 +2,21 @@
 //!
 //! ```text
 //! open tmp -> allocate -> zero-fill -> sync -> rename to its name -> sync directory -> ready
+//!
+//! open a spare -> take it alone -> allocate -> wipe its header -> zero-fill what was cut off
+//!    -> mark its end -> sync, and so on
 //! ```
+//!
+//! Whatever goes wrong with a spare, a reader that still has it open included, it is removed and a
+//! new file is made.
 //!
 //! # Always true
 //!
 //! 1. At most one request of the preparer is in flight, always of the background class.
-//! 2. The file carries its final name only after its zeros are durable, so a segment without a
-//!    valid header is one that was never used.
-//! 3. It only ever writes to a file that no frame has been written to.
+//! 2. The file carries its final name only after its zeros are durable, those over an old header
+//!    included, so a segment without a valid header is one that was never used.
+//! 3. It only ever writes to a file that holds no frame of the log as it is now, and that nobody
+//!    reads.
 //!
 //! Zero-filling ahead of need lets a commit overwrite blocks that already exist: a data-sync then
 //! carries no change of size or extents. It writes every byte twice, so a log that writes large
@@ -21,7 +28,10 @@ use crate::{
     io::{Access, Answer, Backend, Buffer, Class, File, Finished, Op, Request, Token},
 };
 
-use crate::wal::segment;
+use crate::wal::{
+    recycle::{Mark, Spare},
+    segment,
+};
 
 /// Bytes of one zero-filling write: large enough for the device's full bandwidth, small enough
 /// not to hold up a foreground write behind it for more than about a millisecond.
@@ -35,17 +45,49 @@ pub(crate) struct Plan {
     pub(crate) fill: bool,
     /// Whether frames will be written with direct I/O.
     pub(crate) direct: bool,
+    /// The unit of direct I/O.
+    pub(crate) block_bytes: usize,
+    /// A file that is there already, and what its last sector shall say meanwhile.
+    pub(crate) spare: Option<(Spare, Mark)>,
+}
+
+impl Plan {
+    /// The name under which the file is made ready.
+    fn draft_name(&self) -> String {
+        match &self.spare {
+            Some((spare, _)) => spare.name(),
+            None => segment::prepared_name(self.id),
+        }
+    }
+
+    /// Where zeros are missing.
+    fn first_fill(&self) -> Option<u64> {
+        match &self.spare {
+            Some((spare, _)) => (spare.bytes < self.bytes).then_some(spare.bytes),
+            None => self.fill.then_some(0),
+        }
+    }
 }
 
 #[derive(Debug)]
 enum Step {
     Open,
+    /// Of a spare: alone, or not at all.
+    Lock,
     Allocate,
-    Fill { offset: u64 },
+    /// Of a spare: its header.
+    Wipe,
+    Fill {
+        offset: u64,
+    },
+    /// Of a spare: its last sector.
+    Mark,
     Sync,
     Rename,
     SyncDir,
     Reopen,
+    /// Of a spare that cannot be used.
+    Discard,
 }
 
 #[derive(Debug)]
@@ -139,10 +181,7 @@ impl Preparer {
             | State::Ready { plan, .. }
             | State::Failed { plan, .. } => plan,
         };
-        vec![
-            segment::prepared_name(plan.id),
-            segment::segment_name(plan.id),
-        ]
+        vec![plan.draft_name(), segment::segment_name(plan.id)]
     }
 
     /// Takes the answer to this preparer's request and asks for the next step.
@@ -153,13 +192,13 @@ impl Preparer {
         token: Token,
     ) {
         self.busy = false;
-        if let Some(buffer) = finished.buffer {
-            self.zeros = Some(buffer);
-        }
         let State::Working { plan, file, step } = std::mem::replace(&mut self.state, State::Idle)
         else {
             return;
         };
+        if let Some(buffer) = finished.buffer.filter(|_| !matches!(step, Step::Mark)) {
+            self.zeros = Some(buffer);
+        }
         if self.is_stopped {
             let error = Error::new(crate::ErrorKind::Closed, "the log is closing");
             self.state = State::Failed { plan, error };
@@ -179,20 +218,25 @@ impl Preparer {
         result: Result<Answer>,
     ) -> State {
         let answer = match result {
+            _ if matches!(step, Step::Discard) => return without_spare(plan),
             Ok(answer) => answer,
             Err(error) => return self.on_error(plan, file, step, error),
         };
+        let is_spare = plan.spare.is_some();
         let (file, step) = match (step, answer) {
+            (Step::Open, Answer::File(file)) if is_spare => (Some(file), first_of_spare()),
             (Step::Open, Answer::File(file)) => (Some(file), Step::Allocate),
-            (Step::Allocate, _) if plan.fill => (file, Step::Fill { offset: 0 }),
+            (Step::Lock, _) => (file, Step::Allocate),
+            (Step::Allocate, _) if is_spare && !cfg!(mutant = "spare_keeps_its_header") => {
+                (file, Step::Wipe)
+            }
+            (Step::Allocate | Step::Wipe, _) => (file, after_header(&plan)),
             (Step::Fill { offset }, _) if offset + (FILL_BYTES as u64) < plan.bytes => {
                 let offset = offset + FILL_BYTES as u64;
                 (file, Step::Fill { offset })
             }
-            (Step::Allocate | Step::Fill { .. }, _) if cfg!(mutant = "rename_before_sync") => {
-                (file, Step::Rename)
-            }
-            (Step::Allocate | Step::Fill { .. }, _) => (file, Step::Sync),
+            (Step::Fill { .. }, _) => (file, after_fill(&plan)),
+            (Step::Mark, _) => (file, Step::Sync),
             (Step::Sync, _) => (file, Step::Rename),
             (Step::Rename, _) if cfg!(mutant = "no_directory_sync") => (file, Step::Reopen),
             (Step::Rename, _) => (file, Step::SyncDir),
@@ -210,6 +254,7 @@ impl Preparer {
     }
 
     /// Direct I/O and `fallocate` are conveniences here: without them the step is done another way.
+    /// So is a spare: without it a new file is made.
     fn on_error(&mut self, plan: Plan, file: Option<File>, step: Step, error: Error) -> State {
         let unsupported = error.kind() == crate::ErrorKind::Unsupported;
         match step {
@@ -217,14 +262,17 @@ impl Preparer {
                 self.buffered = true;
                 State::Working { plan, file, step }
             }
-            Step::Allocate if unsupported => State::Working {
+            Step::Allocate if unsupported && plan.spare.is_none() => State::Working {
                 file,
-                step: if plan.fill {
-                    Step::Fill { offset: 0 }
-                } else {
-                    Step::Sync
-                },
+                step: after_header(&plan),
                 plan,
+            },
+            // From the renaming on it is a spare no longer.
+            Step::Rename | Step::SyncDir | Step::Reopen => State::Failed { plan, error },
+            _ if plan.spare.is_some() => State::Working {
+                plan,
+                file: None,
+                step: Step::Discard,
             },
             _ => State::Failed { plan, error },
         }
@@ -259,36 +307,40 @@ impl Preparer {
             return None;
         };
         let dir = self.dir.clone();
-        let temporary = segment::prepared_name(plan.id);
+        let has_file = || file.clone();
         Some(match step {
             Step::Open => Op::Open {
                 dir,
-                name: temporary,
-                access: Access {
-                    open: crate::io::Open::Any,
-                    ..Access::CREATE.direct(!self.buffered)
+                name: plan.draft_name(),
+                access: match plan.spare {
+                    Some(_) => Access::WRITE.direct(!self.buffered),
+                    None => Access {
+                        open: crate::io::Open::Any,
+                        ..Access::CREATE.direct(!self.buffered)
+                    },
                 },
             },
+            Step::Lock => Op::Lock { file: has_file()? },
             Step::Allocate => Op::Allocate {
-                file: file.clone()?,
+                file: has_file()?,
                 length: plan.bytes,
             },
-            Step::Fill { offset } => Op::Write {
-                file: file.clone()?,
-                offset: *offset,
-                length: FILL_BYTES.min((plan.bytes - offset) as usize),
-                buffer: self
-                    .zeros
-                    .take()
-                    .unwrap_or_else(|| Buffer::zeroed(FILL_BYTES.min(plan.bytes as usize))),
+            Step::Wipe => blank(&mut self.zeros, plan, has_file()?, 0, plan.block_bytes),
+            Step::Fill { offset } => {
+                let length = FILL_BYTES.min((plan.bytes - offset) as usize);
+                blank(&mut self.zeros, plan, has_file()?, *offset, length)
+            }
+            Step::Mark => Op::Write {
+                file: has_file()?,
+                offset: plan.bytes - plan.block_bytes as u64,
+                length: plan.block_bytes,
+                buffer: plan.spare.as_ref()?.1.encode(plan.block_bytes),
                 sync: false,
             },
-            Step::Sync => Op::Sync {
-                file: file.clone()?,
-            },
+            Step::Sync => Op::Sync { file: has_file()? },
             Step::Rename => Op::Rename {
                 dir,
-                from: temporary,
+                from: plan.draft_name(),
                 to: segment::segment_name(plan.id),
             },
             Step::SyncDir => Op::SyncDir { dir },
@@ -297,6 +349,60 @@ impl Preparer {
                 name: segment::segment_name(plan.id),
                 access: Access::WRITE.direct(plan.direct),
             },
+            Step::Discard => Op::Unlink {
+                dir,
+                name: plan.draft_name(),
+            },
         })
+    }
+}
+
+/// A spare that somebody still reads must not be changed.
+fn first_of_spare() -> Step {
+    if cfg!(mutant = "spare_taken_while_shared") {
+        Step::Allocate
+    } else {
+        Step::Lock
+    }
+}
+
+fn after_header(plan: &Plan) -> Step {
+    match plan.first_fill() {
+        Some(offset) => Step::Fill { offset },
+        None => after_fill(plan),
+    }
+}
+
+fn after_fill(plan: &Plan) -> Step {
+    if plan.spare.is_some() && !cfg!(mutant = "spare_without_a_mark") {
+        Step::Mark
+    } else if cfg!(mutant = "rename_before_sync") {
+        Step::Rename
+    } else {
+        Step::Sync
+    }
+}
+
+/// Removed or not, a spare that could not be used is left alone: the next open removes it.
+fn without_spare(plan: Plan) -> State {
+    State::Working {
+        plan: Plan {
+            spare: None,
+            ..plan
+        },
+        file: None,
+        step: Step::Open,
+    }
+}
+
+/// Zeros over a stretch of the file.
+fn blank(zeros: &mut Option<Buffer>, plan: &Plan, file: File, offset: u64, length: usize) -> Op {
+    let all = FILL_BYTES.min(plan.bytes as usize);
+    Op::Write {
+        file,
+        offset,
+        length,
+        buffer: zeros.take().unwrap_or_else(|| Buffer::zeroed(all)),
+        sync: false,
     }
 }

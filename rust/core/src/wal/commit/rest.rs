@@ -60,9 +60,12 @@ impl Committer {
         Next::Done
     }
 
-    /// An unused prepared segment would only cost space; the next open would remove it anyway.
+    /// An unused prepared segment and spares would only cost space; the next open would remove them
+    /// anyway.
     pub(super) fn remove_leftovers(&mut self, backend: &mut dyn Backend) {
-        let names = self.preparer.leftovers();
+        let mut names = self.preparer.leftovers();
+        let spares = self.shared.segments.spares();
+        names.extend(std::iter::from_fn(|| spares.take()).map(|spare| spare.name()));
         if names.is_empty() {
             return;
         }

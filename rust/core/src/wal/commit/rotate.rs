@@ -14,7 +14,7 @@ use super::{
 use crate::{
     ids::SegmentId,
     io::{Backend, Class, File, Op, Request},
-    wal::{frame::FrameWriter, segment},
+    wal::{frame::FrameWriter, recycle::Mark, segment},
 };
 
 impl Committer {
@@ -29,11 +29,20 @@ impl Committer {
     }
 
     fn start_preparing(&mut self, backend: &mut dyn Backend) {
+        let active = self.active.writer.header();
+        let id = SegmentId(active.segment.0 + 1);
+        // A cut that comes late would shorten the file that its segment has become.
+        let is_quiet = self.cuts == 0;
+        let spare = is_quiet
+            .then(|| self.shared.segments.spares().take())
+            .flatten();
         let plan = Plan {
-            id: SegmentId(self.active.writer.header().segment.0 + 1),
+            id,
             bytes: self.shared.settings.segment_bytes,
             fill: self.group_bytes < FILL_BELOW_GROUP_BYTES,
             direct: self.direct,
+            block_bytes: active.limits.block_bytes as usize,
+            spare: spare.map(|spare| (spare, Mark::new(active, id))),
         };
         self.preparer
             .start(plan, backend, Purpose::Prepare.token(0));
@@ -70,6 +79,7 @@ impl Committer {
                 ..old.limits
             },
             created_ns: self.clock.wall_ns(),
+            is_recycled: plan.spare.is_some(),
             ..old.clone()
         };
         let (buffer, crc) = header.encode();
@@ -110,8 +120,9 @@ impl Committer {
         };
         let token = Purpose::Cut.token(0);
         let class = Class::Background;
-        if backend.submit(Request { token, class, op }).is_err() {
-            self.shared.counters.cut(false);
+        match backend.submit(Request { token, class, op }) {
+            Ok(()) => self.cuts += 1,
+            Err(_refused) => self.shared.counters.cut(false),
         }
     }
 }

@@ -29,6 +29,7 @@ fn header() -> SegmentHeader {
         },
         created_ns: 0,
         ro_compat: 0,
+        is_recycled: false,
     }
 }
 

@@ -5,11 +5,13 @@ mod handback;
 mod lifecycle;
 mod reader;
 mod recovery;
+mod recycle;
 mod repair;
 pub(crate) mod rig;
 mod segment;
 mod shelf;
 mod trust;
+mod turner;
 mod verdict;
 
 use crate::{

@@ -30,6 +30,7 @@ fn header() -> SegmentHeader {
         },
         created_ns: -5,
         ro_compat: 0,
+        is_recycled: false,
     }
 }
 

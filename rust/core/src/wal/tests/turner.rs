@@ -1,0 +1,446 @@
+//! A log that its callers turn, on the machine's own disk: several threads, a close, a panic.
+
+use std::{
+    os::fd::BorrowedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    ErrorKind, Result,
+    clock::{Mono, SystemClock},
+    ids::{Lsn, StoreId},
+    io::{Backend, Disk, File, Finished, Leftovers, Request, Wait, Wake, Wanted, contract::Place},
+    port::Doorbell,
+    threads::ThreadsDisk,
+    uring::UringDisk,
+    wal::{
+        Level, Log,
+        choose::Candidate,
+        open::World,
+        settings::{CommitPath, Driver, LogSettings},
+        trial::Alone,
+    },
+};
+
+const LONG: Option<Duration> = Some(Duration::from_secs(60));
+
+fn world() -> World {
+    let clock = Arc::new(SystemClock::new());
+    World {
+        disk: Arc::new(ThreadsDisk::new(clock.clone())),
+        clock,
+        census: Box::new(Alone),
+        fresh_id: StoreId([7; 16]),
+        wanted: Wanted::default(),
+    }
+}
+
+/// The ring, where this machine has it; else plain calls, which any thread may make.
+fn disk() -> Arc<dyn Disk> {
+    let clock = Arc::new(SystemClock::new());
+    match UringDisk::probe(clock.clone(), None) {
+        Ok(disk) => Arc::new(disk.for_guests()),
+        Err(_) => Arc::new(ThreadsDisk::new(clock)),
+    }
+}
+
+fn has_ring() -> bool {
+    UringDisk::probe(Arc::new(SystemClock::new()), None).is_ok()
+}
+
+fn small() -> LogSettings {
+    LogSettings {
+        segment_bytes: 256 << 10,
+        segment_first_bytes: 64 << 10,
+        record_bytes_max: 16 << 10,
+        group_bytes_max: 64 << 10,
+        ring_entries: 64,
+        ring_bytes: 256 << 10,
+        ..LogSettings::default()
+    }
+}
+
+fn open_with(place: &Place, disk: Arc<dyn Disk>, settings: LogSettings) -> Log {
+    let way = Candidate {
+        driver: Driver::Loop,
+        ..Candidate::new(CommitPath::Direct, disk, "test")
+    };
+    Log::open(&world(), &place.path().join("log"), settings, &[way]).unwrap()
+}
+
+fn open(place: &Place) -> Log {
+    open_with(place, disk(), small())
+}
+
+fn payload(stream: u64, number: u64) -> Box<[u8]> {
+    let mut bytes = vec![0; 16 + (number as usize * 37) % 300];
+    bytes[..8].copy_from_slice(&stream.to_le_bytes());
+    bytes[8..16].copy_from_slice(&number.to_le_bytes());
+    bytes.into()
+}
+
+/// Every record of a closed log, opened once more.
+fn read_back(place: &Place) -> Vec<Vec<u8>> {
+    let log = open(place);
+    let stop = log.appender().marks().durable.plus(1);
+    let mut reader = log.reader(Lsn::FIRST, Some(stop)).unwrap();
+    let mut found = Vec::new();
+    while let Some(batch) = reader.next_batch(100).unwrap() {
+        found.extend(batch.payloads().map(<[u8]>::to_vec));
+    }
+    log.close().unwrap();
+    found
+}
+
+/// Looks until `holds`, for ten seconds at most.
+fn soon(holds: impl Fn() -> bool) -> bool {
+    within(Duration::from_secs(10), holds)
+}
+
+fn within(limit: Duration, holds: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < limit {
+        if holds() {
+            return true;
+        }
+        thread::yield_now();
+    }
+    false
+}
+
+fn is_readable(bell: &Doorbell, timeout: Duration) -> bool {
+    let mut watched = libc::pollfd {
+        fd: bell.fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry, which lives during the call.
+    (unsafe { libc::poll(&raw mut watched, 1, timeout.as_millis() as i32) }) == 1
+}
+
+/// What a loop does: append, urge, and turn at the bell, until `lsn` is durable.
+fn append_as_a_loop(log: &Log, bell: &Arc<Doorbell>, payload: Box<[u8]>) -> Result<Lsn> {
+    let appender = log.appender();
+    let lsn = loop {
+        match appender.submit(payload.clone()) {
+            Err(error) if error.kind() == ErrorKind::Overloaded => appender.turn(),
+            other => break other?,
+        }
+    };
+    if appender.urge(bell) {
+        bell.ring();
+    }
+    while appender.marks().durable < lsn && appender.failure().is_none() {
+        is_readable(bell, Duration::from_millis(1));
+        bell.silence();
+        appender.turn();
+    }
+    appender.wait(Level::Durable, lsn, LONG).map(|()| lsn)
+}
+
+#[test]
+fn threads_that_turn_one_log_lose_nothing_and_repeat_nothing() {
+    // Two threads wait, two behave like loops, all turn the same committer; over several segments
+    // each record is there once, at its LSN.
+    let place = Place::new("turned-by-many");
+    let log = open(&place);
+    let told: Vec<Vec<(Lsn, Box<[u8]>)>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..4_u64)
+            .map(|stream| {
+                let log = &log;
+                scope.spawn(move || {
+                    let bell = Arc::new(Doorbell::new().unwrap());
+                    let append = |number| {
+                        let bytes = payload(stream, number);
+                        let lsn = if stream % 2 == 0 {
+                            append_as_a_loop(log, &bell, bytes.clone()).unwrap()
+                        } else {
+                            let lsn = log.appender().submit(bytes.clone()).unwrap();
+                            log.appender().wait(Level::Durable, lsn, LONG).unwrap();
+                            lsn
+                        };
+                        (lsn, bytes)
+                    };
+                    (0..250).map(append).collect()
+                })
+            })
+            .collect();
+        workers.into_iter().map(|w| w.join().unwrap()).collect()
+    });
+    assert!(log.appender().counts().rotations > 0);
+    log.close().unwrap();
+    let found = read_back(&place);
+    assert_eq!(found.len(), 1000);
+    for (lsn, bytes) in told.iter().flatten() {
+        assert_eq!(found[lsn.0 as usize - 1], **bytes, "{lsn:?}");
+    }
+}
+
+#[test]
+fn a_close_while_others_turn_ends_all_of_them() {
+    // Whoever turns when the close comes lets go; whoever was told success finds the record.
+    for round in 0..20 {
+        let place = Place::new("closed-while-turned");
+        let log = open(&place);
+        let told = thread::scope(|scope| {
+            let workers: Vec<_> = (0..3_u64)
+                .map(|stream| {
+                    let log = &log;
+                    scope.spawn(move || {
+                        let bell = Arc::new(Doorbell::new().unwrap());
+                        let mut told = Lsn::ZERO;
+                        for number in 0.. {
+                            let bytes = payload(stream, number);
+                            let outcome = if stream == 0 {
+                                append_as_a_loop(log, &bell, bytes)
+                            } else {
+                                let appended = log.appender().submit(bytes);
+                                let wait = |lsn| log.appender().wait(Level::Durable, lsn, LONG);
+                                appended.and_then(|lsn| wait(lsn).map(|()| lsn))
+                            };
+                            match outcome {
+                                Ok(lsn) => told = lsn,
+                                Err(error) => {
+                                    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+                                    break;
+                                }
+                            }
+                        }
+                        told
+                    })
+                })
+                .collect();
+            let goal = Lsn(round * 3);
+            assert!(soon(|| log.appender().marks().durable >= goal));
+            log.close().unwrap();
+            workers.into_iter().map(|w| w.join().unwrap()).max()
+        });
+        let found = read_back(&place).len() as u64;
+        assert!(told.is_some_and(|told| told.0 <= found), "{told:?} {found}");
+        assert_eq!(found, log.appender().marks().durable.0);
+    }
+}
+
+#[test]
+fn a_record_nobody_waits_for_is_written_and_the_log_rests() {
+    // The steward sees to what no loop and no thread does, states the watermark, and then sleeps
+    // without an appointment.
+    let place = Place::new("nobody-waits");
+    let log = open(&place);
+    let lsn = log.appender().submit(payload(0, 0)).unwrap();
+    assert!(soon(|| log.appender().marks().durable == lsn));
+    assert!(soon(|| log.appender().counts().marks == 1));
+    let steward = &log.appender().0.turner().unwrap().steward;
+    assert!(soon(|| steward.is_resting()));
+    let turns = log.appender().0.turner().unwrap().turns();
+    // Longer than any appointment it could have kept.
+    assert!(!within(Duration::from_millis(120), || {
+        log.appender().0.turner().unwrap().turns() != turns
+    }));
+    let lsn = log.appender().submit(payload(0, 1)).unwrap();
+    assert!(soon(|| log.appender().marks().durable == lsn));
+    log.close().unwrap();
+}
+
+#[test]
+fn the_kernel_raises_the_bell_of_the_loop() {
+    // A direct write ends by an interrupt; the loop that submitted it hears of it without anybody
+    // else turning, and one turn then moves the watermark.
+    if !has_ring() {
+        return;
+    }
+    let place = Place::new("bell");
+    let log = open(&place);
+    let bell = Arc::new(Doorbell::new().unwrap());
+    for number in 0..50 {
+        bell.silence();
+        let lsn = log.appender().submit(payload(0, number)).unwrap();
+        assert!(!log.appender().urge(&bell), "a lone append goes at once");
+        while log.appender().marks().durable < lsn {
+            assert!(is_readable(&bell, Duration::from_secs(10)));
+            bell.silence();
+            log.appender().turn();
+        }
+    }
+    log.close().unwrap();
+}
+
+#[test]
+fn those_who_were_answered_together_are_awaited_together() {
+    // After sixteen were answered by one write, the first fifteen that come back defer, and the
+    // sixteenth submits them all.
+    let place = Place::new("together");
+    let log = open(&place);
+    let bell = Arc::new(Doorbell::new().unwrap());
+    let appender = log.appender();
+    let batch = (0..16).map(|number| payload(0, number)).collect();
+    let first = appender.submit_many(batch).unwrap();
+    appender.wait(Level::Durable, first.plus(15), LONG).unwrap();
+    let groups = appender.counts().groups;
+    let deferred: Vec<bool> = (0..16)
+        .map(|number| {
+            appender.submit(payload(1, number)).unwrap();
+            appender.urge(&bell)
+        })
+        .collect();
+    let mut expected = vec![true; 16];
+    expected[15] = false;
+    // The steward may have come in between on a machine that stood still for some milliseconds.
+    if appender.counts().groups == groups + 1 {
+        assert_eq!(deferred, expected);
+    }
+    appender.wait(Level::Durable, first.plus(31), LONG).unwrap();
+    log.close().unwrap();
+}
+
+#[test]
+fn the_threads_that_submitted_may_end() {
+    // Each record is submitted by a thread that ends at once; none is lost and none is poisoned.
+    let place = Place::new("threads-end");
+    let log = open(&place);
+    let mut last = Lsn::ZERO;
+    for number in 0..64 {
+        last = thread::scope(|scope| {
+            let submit = scope.spawn(|| {
+                let bell = Arc::new(Doorbell::new().unwrap());
+                let lsn = log.appender().submit(vec![number; 9000].into()).unwrap();
+                log.appender().urge(&bell);
+                log.appender().turn();
+                log.appender().forget(&bell);
+                lsn
+            });
+            submit.join().unwrap()
+        });
+        if number % 16 == 15 {
+            log.appender().wait(Level::Durable, last, LONG).unwrap();
+        }
+    }
+    log.appender().wait(Level::Durable, last, LONG).unwrap();
+    log.close().unwrap();
+    assert_eq!(read_back(&place).len(), 64);
+}
+
+#[test]
+fn a_timeout_of_a_thread_that_leads_leaves_the_log_to_others() {
+    // A wait that is over before the record is durable hands the turning on.
+    let place = Place::new("timeout");
+    let settings = LogSettings {
+        linger: Duration::from_millis(30),
+        ..small()
+    };
+    let log = open_with(&place, disk(), settings);
+    let lsn = log.appender().submit(payload(0, 0)).unwrap();
+    let waited = log
+        .appender()
+        .wait(Level::Durable, lsn, Some(Duration::from_millis(1)));
+    assert_eq!(waited.unwrap_err().kind(), ErrorKind::Timeout);
+    assert!(soon(|| log.appender().marks().durable == lsn));
+    log.close().unwrap();
+}
+
+/// Backends that panic in a poll once, when they have been polled often enough.
+struct Trap {
+    disk: Arc<dyn Disk>,
+    left: Arc<AtomicU64>,
+}
+
+impl Disk for Trap {
+    fn backend(&self) -> Result<Box<dyn Backend>> {
+        Ok(Box::new(Trapped {
+            backend: self.disk.backend()?,
+            left: Arc::clone(&self.left),
+        }))
+    }
+}
+
+struct Trapped {
+    backend: Box<dyn Backend>,
+    left: Arc<AtomicU64>,
+}
+
+impl Backend for Trapped {
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
+        self.backend.submit(request)
+    }
+
+    fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
+        let armed = self.left.load(Ordering::Relaxed) > 0;
+        let sprung = armed && self.left.fetch_sub(1, Ordering::Relaxed) == 1;
+        assert!(!sprung, "planted");
+        self.backend.poll(out, wait)
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        self.backend.waker()
+    }
+
+    fn now(&self) -> Mono {
+        self.backend.now()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.backend.in_flight()
+    }
+
+    fn hold(&mut self, lock: &File) -> Result<()> {
+        self.backend.hold(lock)
+    }
+
+    fn let_go(&mut self) {
+        self.backend.let_go();
+    }
+
+    fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.backend.notify(bell)
+    }
+
+    fn shutdown(&mut self, budget: Option<Duration>) -> Leftovers {
+        self.backend.shutdown(budget)
+    }
+}
+
+#[test]
+fn a_panic_in_a_turn_poisons_the_log_and_nothing_else() {
+    // Whoever turned lives on and is told, whoever waits is told, and the log closes and opens.
+    for polls in 1..12 {
+        let place = Place::new("panic");
+        let left = Arc::new(AtomicU64::new(0));
+        let disk = Arc::new(Trap {
+            disk: disk(),
+            left: Arc::clone(&left),
+        });
+        let log = open_with(&place, disk, small());
+        let appender = log.appender();
+        let lsn = appender.submit(payload(0, 0)).unwrap();
+        appender.wait(Level::Durable, lsn, LONG).unwrap();
+        left.store(polls, Ordering::Relaxed);
+        let told = thread::scope(|scope| {
+            let other = scope.spawn(|| wait_for_poison(&log));
+            let bell = Arc::new(Doorbell::new().unwrap());
+            while appender.failure().is_none() {
+                appender.urge(&bell);
+                appender.turn();
+            }
+            other.join().unwrap()
+        });
+        assert_eq!(told, ErrorKind::Poisoned);
+        assert_eq!(log.close().unwrap_err().kind(), ErrorKind::Poisoned);
+        assert!(!read_back(&place).is_empty());
+    }
+}
+
+fn wait_for_poison(log: &Log) -> ErrorKind {
+    loop {
+        let appended = log.appender().submit(payload(1, 1));
+        let waited = appended.and_then(|lsn| log.appender().wait(Level::Durable, lsn, LONG));
+        match waited {
+            Err(error) if error.kind() != ErrorKind::Overloaded => return error.kind(),
+            _ => {}
+        }
+    }
+}

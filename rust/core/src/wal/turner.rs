@@ -1,0 +1,405 @@
+//! A committer without a thread of its own: whoever appends or waits turns it.
+//!
+//! The committer and its backend lie behind one lock, the *engine*. Who holds it turns; who does
+//! not get it leaves word and goes on.
+//!
+//! ```text
+//! loop's thread   append --> urge --> turn --> ...epoll... --> bell --> turn --> answered
+//! plain thread    append --> wait: lead = turn, sleep in the backend, turn ... until answered
+//!                              \-- somebody leads already: sleep until that one is done
+//! steward         sleeps; turns for a loop that is busy, stopped or closed; closes the log
+//! ```
+//!
+//! The kernel raises the bell of the loop that submitted last while nothing was in flight, so a
+//! lone task is answered without a hand-over between threads. Other loops and threads are told by
+//! the watermarks, as ever.
+//!
+//! # Always true
+//!
+//! 1. Committer and backend are touched only under the lock, so by one thread at a time. That is
+//!    all they ask for: the backend was made for any thread (`UringDisk::for_guests`), and
+//!    nothing in it belongs to a thread.
+//! 2. The threads of loops never wait for the lock, and never for the disk under it. Who finds it
+//!    taken has set `wanted` before; who gives it back looks at `wanted` after. A sequentially
+//!    consistent fence on each side makes one of the two see the other.
+//! 3. Whatever is published, in flight or due is known to somebody who will come: the holder of
+//!    the lock, the bell, or the steward, who is never asleep without an instant while there is
+//!    work (invariant 2 of [`Steward`]).
+//! 4. A panic in a turn poisons the log. The committer is not touched again; what the kernel may
+//!    still write to is leaked by the steward.
+//! 5. Once the log is closing or has failed, only the steward turns: it takes the engine out.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::TryLockError,
+    time::Duration,
+};
+
+use crate::{
+    clock::{Clock, Mono},
+    error::{Error, ErrorKind},
+    ids::Lsn,
+    io::{Backend, Wait},
+    port::Doorbell,
+    sync::{
+        Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wake, fence, lock,
+    },
+};
+
+use super::{
+    commit::{Committer, Next},
+    log::Shared,
+    steward::Steward,
+};
+
+/// Records that are worth a group of their own while others are in flight, and an end to waiting
+/// for the rest of those who were just answered.
+const WORTH_A_GROUP: u64 = 64;
+
+/// How soon to come back for a committer that wants another turn at once, but could not go on in
+/// this one: a producer was interrupted between claim and publish.
+const SOON: Duration = Duration::from_micros(100);
+
+/// What is turned.
+pub(crate) struct Engine {
+    pub(crate) committer: Committer,
+    pub(crate) backend: Box<dyn Backend>,
+    /// The bell that the backend raises now.
+    raised: Option<Arc<Doorbell>>,
+    pub(crate) has_panicked: bool,
+}
+
+/// See the module.
+pub(crate) struct Turner {
+    engine: Mutex<Option<Engine>>,
+    /// Somebody who did not get the lock has something for the one who holds it.
+    wanted: AtomicBool,
+    /// How many turns there were.
+    turns: AtomicU64,
+    /// Groups in flight after the last turn.
+    groups: AtomicUsize,
+    /// Whether there was room for another one.
+    has_room: AtomicBool,
+    /// Whether what was on the ring waited on purpose.
+    is_held: AtomicBool,
+    /// LSN of the first record that had not been gathered.
+    next: AtomicU64,
+    /// Records that were answered together when some were last.
+    expected: AtomicU64,
+    /// The bell that shall be raised. Its address beside it, to compare without the lock.
+    bell: Mutex<Option<Arc<Doorbell>>>,
+    bell_address: AtomicUsize,
+    pub(crate) steward: Steward,
+    clock: Arc<dyn Clock>,
+    /// Ends the sleep of a thread that leads.
+    sleeper: Arc<dyn Wake>,
+}
+
+type Held<'a> = MutexGuard<'a, Option<Engine>>;
+
+impl Turner {
+    pub(crate) fn new(committer: Committer, backend: Box<dyn Backend>) -> Self {
+        let outlook = committer.outlook();
+        let clock = committer.clock();
+        Self {
+            steward: Steward::new(Arc::clone(&clock)),
+            clock,
+            sleeper: backend.waker(),
+            engine: Mutex::new(Some(Engine {
+                committer,
+                backend,
+                raised: None,
+                has_panicked: false,
+            })),
+            wanted: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
+            groups: AtomicUsize::new(0),
+            has_room: AtomicBool::new(true),
+            is_held: AtomicBool::new(false),
+            next: AtomicU64::new(outlook.next.0),
+            expected: AtomicU64::new(0),
+            bell: Mutex::new(None),
+            bell_address: AtomicUsize::new(0),
+        }
+    }
+
+    /// Something was published on the thread of a loop with this bell. Turns now if that is worth
+    /// it; true: turn when the loop has run everybody else who is ready.
+    ///
+    /// With nothing in flight, those who were answered together are expected back together: the
+    /// last of them, so a lone one at once, does the submitting.
+    pub(crate) fn urge(&self, shared: &Shared, bell: &Arc<Doorbell>) -> bool {
+        self.want();
+        let groups = self.groups.load(Ordering::Relaxed);
+        self.be_told(bell, groups);
+        let waiting = shared.claimed().0 - self.next.load(Ordering::Relaxed);
+        let worth = match groups {
+            0 => self
+                .expected
+                .load(Ordering::Relaxed)
+                .clamp(1, WORTH_A_GROUP),
+            _ => WORTH_A_GROUP,
+        };
+        if !self.has_room.load(Ordering::Relaxed) {
+            // The next answer brings a turn; with `wanted` set, so does one that is under way.
+            self.steward.stay_awake();
+            return false;
+        }
+        if waiting < worth {
+            self.steward.stay_awake();
+            return true;
+        }
+        self.turn_now(shared);
+        false
+    }
+
+    /// Has the kernel raise `bell` from now on, if this loop is about to be alone with its group,
+    /// or nobody is told at all.
+    fn be_told(&self, bell: &Arc<Doorbell>, groups: usize) {
+        let told = self.bell_address.load(Ordering::Relaxed);
+        let address = Arc::as_ptr(bell) as usize;
+        if told != address && (groups == 0 || told == 0) {
+            let before = lock(&self.bell).replace(Arc::clone(bell));
+            self.bell_address.store(address, Ordering::Relaxed);
+            drop(before);
+        }
+    }
+
+    /// The loop with this bell is gone.
+    pub(crate) fn forget(&self, bell: &Arc<Doorbell>) {
+        if self.bell_address.load(Ordering::Relaxed) == Arc::as_ptr(bell) as usize {
+            self.stop_telling();
+        }
+    }
+
+    fn stop_telling(&self) {
+        self.bell_address.store(0, Ordering::Relaxed);
+        let before = lock(&self.bell).take();
+        drop(before);
+    }
+
+    /// Does what can be done without waiting, unless another thread is at it and will see to what
+    /// we came for.
+    pub(crate) fn turn_now(&self, shared: &Shared) {
+        if shared.process.is_forked_child() {
+            return;
+        }
+        self.want();
+        while self.wanted.load(Ordering::Relaxed) && !shared.is_winding_down() {
+            let Some(mut held) = self.try_engine() else {
+                return;
+            };
+            if let Some(engine) = held.as_mut() {
+                self.step(shared, engine);
+            }
+            drop(held);
+            self.after(shared);
+        }
+        if shared.is_winding_down() {
+            self.steward.wake();
+        }
+    }
+
+    /// Waits until `is_over` or `timeout`: leads if nobody else does, else sleeps until that one
+    /// is done.
+    pub(crate) fn wait(
+        &self,
+        shared: &Shared,
+        timeout: Option<Duration>,
+        is_over: &dyn Fn() -> bool,
+    ) {
+        let deadline = timeout.map(|timeout| self.clock.now().after(timeout));
+        self.steward.stay_awake();
+        while !is_over() && !self.has_passed(deadline) {
+            let left = deadline.map(|at| at.since(self.clock.now()));
+            let led = shared.marks.pause(left, || {
+                if is_over() {
+                    return Some(None);
+                }
+                // Closing and failing are the steward's; it announces the end of them.
+                let free = !shared.is_winding_down();
+                free.then(|| self.try_engine()).flatten().map(Some)
+            });
+            if let Some(Some(mut held)) = led {
+                if let Some(engine) = held.as_mut() {
+                    self.lead(shared, engine, deadline, is_over);
+                }
+                drop(held);
+                self.after(shared);
+                if self.wanted.load(Ordering::Relaxed) {
+                    self.turn_now(shared);
+                }
+            }
+        }
+    }
+
+    fn has_passed(&self, deadline: Option<Mono>) -> bool {
+        deadline.is_some_and(|at| at <= self.clock.now())
+    }
+
+    fn lead(
+        &self,
+        shared: &Shared,
+        engine: &mut Engine,
+        deadline: Option<Mono>,
+        is_over: &dyn Fn() -> bool,
+    ) {
+        if self.groups.load(Ordering::Relaxed) == 0 {
+            // A loop need not be told of what is ours; it asks again when it comes back.
+            self.stop_telling();
+        }
+        while let Next::Wait(wait) = self.step(shared, engine) {
+            let must_stop = shared.is_winding_down() && !cfg!(mutant = "leader_keeps_turning");
+            if is_over() || must_stop || self.has_passed(deadline) {
+                break;
+            }
+            let left = deadline.map(|at| at.since(self.clock.now()));
+            let wait = match (left.map(|left| engine.backend.now().after(left)), wait) {
+                (Some(end), Wait::Until(until)) => Wait::Until(until.min(end)),
+                (Some(end), Wait::Forever) => Wait::Until(end),
+                (_, wait) => wait,
+            };
+            self.guarded(shared, engine, |engine| {
+                engine.committer.wait(&mut *engine.backend, wait);
+            });
+        }
+        if !self.is_raised(engine) && !shared.is_winding_down() {
+            // A loop has asked to be told; what is answered before it is would not ring.
+            self.step(shared, engine);
+        }
+    }
+
+    /// One turn, and what others may know of it.
+    fn step(&self, shared: &Shared, engine: &mut Engine) -> Next {
+        // Whoever wants something from here on sets it again. Acquire: partner is `want`; what was
+        // published before it is seen below.
+        self.wanted.swap(false, Ordering::Acquire);
+        let durable = shared.durable();
+        let turned = self.guarded(shared, engine, |engine| {
+            self.raise(engine);
+            engine.committer.step(&mut *engine.backend)
+        });
+        let next = turned.unwrap_or(Next::Done);
+        self.note(engine, next);
+        let answered = shared.durable().0 - durable.0;
+        if answered > 0 {
+            self.expected.store(answered, Ordering::Relaxed);
+        }
+        next
+    }
+
+    fn note(&self, engine: &Engine, next: Next) {
+        if !engine.has_panicked {
+            let outlook = engine.committer.outlook();
+            self.groups.store(outlook.groups, Ordering::Relaxed);
+            self.has_room.store(outlook.has_room, Ordering::Relaxed);
+            self.is_held.store(outlook.is_held, Ordering::Relaxed);
+            self.next.store(outlook.next.0, Ordering::Relaxed);
+        }
+        let busy = !engine.has_panicked && engine.backend.in_flight() > 0;
+        let due = match next {
+            Next::Done => Some(Duration::ZERO),
+            Next::Wait(Wait::Never) => Some(SOON),
+            Next::Wait(Wait::Until(until)) => Some(until.since(engine.backend.now())),
+            Next::Wait(Wait::Forever) => None,
+        };
+        self.steward.plan(busy, due);
+        self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// After the lock was given back: those who wait may lead now, and the steward may have to
+    /// come earlier than it meant to.
+    fn after(&self, shared: &Shared) {
+        // Partner: the fence in `want`.
+        fence(Ordering::SeqCst);
+        shared.marks.nudge();
+        self.steward.come_in_time();
+    }
+
+    fn want(&self) {
+        // Release: partner is the swap in `step`.
+        self.wanted.store(true, Ordering::Release);
+        // Partner: the fence in `after`. The holder of the lock sees the flag after it gave the
+        // lock back, or we find the lock free.
+        fence(Ordering::SeqCst);
+    }
+
+    fn try_engine(&self) -> Option<Held<'_>> {
+        match self.engine.try_lock() {
+            Ok(held) => Some(held),
+            // A panic in a turn is caught inside; it says so by `has_panicked`.
+            Err(TryLockError::Poisoned(held)) => Some(held.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn is_raised(&self, engine: &Engine) -> bool {
+        let raised = engine.raised.as_ref();
+        raised.map_or(0, |bell| Arc::as_ptr(bell) as usize)
+            == self.bell_address.load(Ordering::Relaxed)
+    }
+
+    /// Has the backend raise the bell that was asked for. Before it is polled: an answer from
+    /// before is seen by that poll, one from after rings.
+    fn raise(&self, engine: &mut Engine) {
+        if self.is_raised(engine) {
+            return;
+        }
+        let wished = lock(&self.bell).clone();
+        let before = std::mem::replace(&mut engine.raised, wished);
+        drop(before);
+        let bell = engine.raised.as_ref().map(|bell| bell.as_fd());
+        // Where it cannot be raised, the steward sees to what the loop would have seen to.
+        let _slower = engine.backend.notify(bell);
+    }
+
+    /// Runs a part of a turn. A panic poisons the log and leaves the engine to the steward.
+    fn guarded<T>(
+        &self,
+        shared: &Shared,
+        engine: &mut Engine,
+        part: impl FnOnce(&mut Engine) -> T,
+    ) -> Option<T> {
+        if engine.has_panicked {
+            return None;
+        }
+        let done = catch_unwind(AssertUnwindSafe(|| part(engine)));
+        if done.is_err() && !cfg!(mutant = "turn_panic_swallowed") {
+            engine.has_panicked = true;
+            shared.poison(Error::new(
+                ErrorKind::Poisoned,
+                "a turn of the log panicked; this is a bug in millrace",
+            ));
+            self.steward.wake();
+        }
+        done.ok()
+    }
+
+    // ---- for the steward ----------------------------------------------------------------------
+
+    pub(super) fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Whether something was published that no turn has looked at.
+    pub(super) fn has_news(&self, shared: &Shared) -> bool {
+        let next = Lsn(self.next.load(Ordering::Relaxed));
+        shared.claimed() > next && !self.is_held.load(Ordering::Relaxed)
+    }
+
+    /// Takes the engine for good.
+    pub(super) fn take(&self) -> Option<Engine> {
+        self.stop_telling();
+        lock(&self.engine).take()
+    }
+}
+
+/// Ends every sleep: a close was requested.
+pub(crate) struct Alarm(pub(crate) Arc<Turner>);
+
+impl Wake for Alarm {
+    fn wake(&self) {
+        self.0.steward.wake();
+        self.0.sleeper.wake();
+    }
+}
