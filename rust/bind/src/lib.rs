@@ -3,7 +3,7 @@
 //! ```text
 //! log, open, check, reader, ring, io, ticket   what Python calls
 //! operation                      what an asynchronous call returns
-//! loops, lines, jobs, queue      who waits for what, and where
+//! current, loops, lines, jobs, queue   who waits for what, and where
 //! shared                         what the handles of one log have in common
 //! wheel                          deadlines of an event loop, all on its one timer
 //! record, report, buffer, error  values across the line
@@ -15,6 +15,7 @@
 
 mod buffer;
 mod check;
+mod current;
 mod door;
 mod error;
 mod io;

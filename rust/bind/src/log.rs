@@ -18,7 +18,7 @@ use pyo3::{
 };
 
 use crate::{
-    buffer, door, error,
+    buffer, current, door, error,
     jobs::{self, Answer},
     lines::{Value, last},
     loops,
@@ -80,7 +80,7 @@ impl Log {
         let log = self.here(py)?;
         let payload = payload(py, log, data)?;
         let claimed = log.appender.append(payload, || log.herald.clone());
-        loops::urge(py, log)?;
+        current::urge(py, log)?;
         claimed_by(py, log, "append", claimed, level, Value::Lsn)
     }
 
@@ -115,7 +115,7 @@ impl Log {
             return Ok(Operation::quiet("append_many", Source::Known(empty)));
         };
         let claimed = log.appender.append_many(payloads, || log.herald.clone());
-        loops::urge(py, log)?;
+        current::urge(py, log)?;
         claimed_by(py, log, "append_many", claimed, level, value)
     }
 
@@ -130,7 +130,7 @@ impl Log {
         let log = self.here(py)?;
         let submitted = log.appender.submit(payload(py, log, data)?);
         let lsn = submitted.map_err(|failed| error::raise(py, &failed))?;
-        loops::urge(py, log)?;
+        current::urge(py, log)?;
         Ok(Ticket::new(Arc::clone(log), lsn))
     }
 

@@ -39,7 +39,7 @@ use pyo3::{
 };
 
 use crate::{
-    door, error,
+    current, door, error,
     jobs::Answering,
     lines::{Queued, Value, Waiter, last},
     loops::{self, LoopPort},
@@ -282,7 +282,7 @@ fn begin(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
             if let Some(answer) = job.answer() {
                 return Ok(Step::Ready(answer(py)?.into_bound(py)));
             }
-            let here = loops::here(py)?;
+            let here = current::here(py)?;
             let future = here.future.clone().unbind();
             here.port().wait_job(&job, future);
             let hold = job.can_withdraw().then_some(Hold::Job(job));
@@ -309,7 +309,7 @@ fn start_mark<'py>(
     if mark.0 >= lsn {
         return loops::show(py, lsn, value, marks.durable.0).map(Step::Ready);
     }
-    let here = loops::here(py)?;
+    let here = current::here(py)?;
     let future = here.future.clone().unbind();
     here.port()
         .wait_mark(log, level, Waiter { lsn, value, future });
@@ -328,7 +328,7 @@ fn start_line(
         Pending::Admitted(first) => start_mark(py, &log, level, last(first.0, value), value),
         Pending::Failed(failed) => Err(error::raise(py, &failed)),
         Pending::Waiting => {
-            let here = loops::here(py)?;
+            let here = current::here(py)?;
             let port = Arc::clone(here.port());
             let future = here.future.clone().unbind();
             let queued = Queued {

@@ -35,7 +35,10 @@ use millrace_core::{
 use pyo3::{intern, prelude::*};
 
 use super::shared::Shared;
-use crate::loops::{self, LoopPort, Running};
+use crate::{
+    current::{self, Running},
+    loops::LoopPort,
+};
 
 /// One engine on one loop.
 pub struct Visit {
@@ -53,7 +56,7 @@ struct Timer {
 
 /// Has what was just asked for carried out.
 pub fn urge(py: Python<'_>, engine: &Arc<Shared>, alone: bool) -> PyResult<()> {
-    let Some(running) = loops::running_loop(py)? else {
+    let Some(running) = current::running_loop(py)? else {
         // No loop here: nobody will come back to it, so it is done now.
         turn_here(engine);
         return Ok(());
@@ -128,7 +131,7 @@ impl Visit {
         if !self.is_urged.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        match loops::running_loop(py)? {
+        match current::running_loop(py)? {
             Some(running) => self.turn(py, &running),
             None => Ok(()),
         }
@@ -228,7 +231,7 @@ impl Watch {
             let fired = lock(&self.visit.timer).take();
             drop(fired);
         }
-        let (Some(port), Some(running)) = (self.port.upgrade(), loops::running_loop(py)?) else {
+        let (Some(port), Some(running)) = (self.port.upgrade(), current::running_loop(py)?) else {
             return Ok(());
         };
         // Whatever rings during the turn is answered right behind it.
