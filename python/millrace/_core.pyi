@@ -397,7 +397,7 @@ class IoEngine:
     """The engine behind `millrace.IoEngine`."""
 
     def __new__(cls, settings: IoSettings) -> Self: ...
-    def open(
+    def _open(
         self,
         path: _Location,
         flags: str,
@@ -631,18 +631,18 @@ class IoEngine:
         not the closing.
         """
 
-    def close_within(self, timeout_s: float) -> CloseReport:
+    def _close_within(self, timeout_s: float) -> CloseReport:
         """Close from a plain thread, which waits; like `close` otherwise."""
 
     @property
-    def backend_report(self) -> tuple[BackendName, str, str]:
+    def _backend_report(self) -> tuple[BackendName, str, str]:
         """Name, reason and hint of the backend."""
 
     @property
-    def state(self) -> IoState:
+    def _state(self) -> IoState:
         """`open`, `closed`, or `failed` after a defect."""
 
-    def statistics_report(self) -> dict[str, Any]:
+    def _statistics_report(self) -> dict[str, Any]:
         """Return the fields of `IoStatistics`."""
 
 @final

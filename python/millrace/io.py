@@ -69,10 +69,10 @@ class IoEngine(_core.IoEngine):
     @property
     def backend(self) -> BackendInfo:
         """What it runs on, why not on something better, and what helps against that."""
-        name, reason, hint = self.backend_report
+        name, reason, hint = self._backend_report
         return BackendInfo(name=name, reason=reason, hint=hint)
 
-    def open(  # type: ignore[override]
+    def open(
         self,
         path: Location,
         flags: str = "r",
@@ -108,12 +108,12 @@ class IoEngine(_core.IoEngine):
 
             IoTimeout: If the deadline passed; a file may have been made.
         """
-        started = super().open(path, flags, bool(direct), permissions, timeout_s)
+        started = self._open(path, flags, bool(direct), permissions, timeout_s)
         return OpeningFile(started)
 
     def statistics(self) -> IoStatistics:
         """What the engine did so far."""
-        report: dict[str, Any] = self.statistics_report()
+        report: dict[str, Any] = self._statistics_report()
         for name in ("queue_wait", "device_time"):
             report[name] = {kind: Histogram(**row) for kind, row in report[name].items()}
         return IoStatistics(**report)
@@ -130,14 +130,14 @@ class IoEngine(_core.IoEngine):
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<millrace.IoEngine backend={self.backend_report[0]} state={self.state}>"
+        return f"<millrace.IoEngine backend={self._backend_report[0]} state={self._state}>"
 
     def __reduce__(self) -> str:
         raise TypeError("an I/O engine cannot be pickled or copied; make one where it is needed")
 
     def __del__(self) -> None:
         # One whose making failed half-way has no such attribute.
-        if getattr(self, "_owner", None) == os.getpid() and self.state == "open":
+        if getattr(self, "_owner", None) == os.getpid() and self._state == "open":
             _warn_unclosed(self)
 
 
@@ -185,7 +185,7 @@ def _close_at_exit() -> None:
     """Close what was left open, within a bound, while the interpreter is whole."""
     # What a forked child inherited is its parent's to close.
     mine = [engine for engine in list(_open) if engine._owner == os.getpid()]  # noqa: SLF001
-    left = [engine for engine in mine if engine.state == "open"]
+    left = [engine for engine in mine if engine._state == "open"]  # noqa: SLF001
     with contextlib.ExitStack() as exits:
         for engine in left:
             # On a stack, so that a warning that is made an error does not keep others from closing.
@@ -197,4 +197,4 @@ def _close_at_exit() -> None:
 def _close_within_bound(engine: IoEngine) -> None:
     # One that failed while closing: nobody is left to tell.
     with contextlib.suppress(Error):
-        engine.close_within(_EXIT_TIMEOUT_S)
+        engine._close_within(_EXIT_TIMEOUT_S)  # noqa: SLF001

@@ -60,7 +60,7 @@ def doctor(*, directory: Path, out: Output) -> None:
         with out.progress("measuring commits", None):
             raw = _raw_commits(work)
             measured, statistics = asyncio.run(_log_commits(work))
-        engine = _engine()
+        engine = asyncio.run(_engine())
         findings = [
             *_software(),
             *_kernel(statistics),
@@ -120,15 +120,14 @@ def _kernel(statistics: dict[str, Any]) -> list[Finding]:
     return findings
 
 
-def _engine() -> BackendInfo:
+async def _engine() -> BackendInfo:
     """What an I/O engine would run on here."""
     try:
-        engine = IoEngine()
+        async with IoEngine() as engine:
+            return engine.backend
     except BackendUnavailable as refused:
         # MILLRACE_BACKEND forces what the kernel refuses.
         return BackendInfo(name="threads", reason=str(refused), hint="unset MILLRACE_BACKEND")
-    engine.close_within(1.0)
-    return engine.backend
 
 
 def _rung(engine: BackendInfo) -> Finding:

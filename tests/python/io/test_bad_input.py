@@ -173,10 +173,10 @@ def test_a_forced_backend_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MILLRACE_BACKEND", "threads")
     engine = IoEngine()
     assert engine.backend.name == "threads"
-    engine.close_within(5)
+    engine._close_within(5)
     engine = IoEngine(settings=IoSettings(backend="uring-plain"))
     assert engine.backend.name == "uring-plain"
-    engine.close_within(5)
+    engine._close_within(5)
     monkeypatch.setenv("MILLRACE_BACKEND", "magic")
     with pytest.raises(ValueError, match="MILLRACE_BACKEND"):
         IoEngine()

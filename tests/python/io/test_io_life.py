@@ -213,8 +213,8 @@ def test_closing_with_deadlines_under_way(engines: Engines) -> None:
 def test_closing_from_a_thread(engines: Engines) -> None:
     # Without any loop.
     io = engines.make()
-    assert io.close_within(5.0).requests == 0
-    assert io.state == "closed"
+    assert io._close_within(5.0).requests == 0
+    assert io._state == "closed"
 
 
 def test_an_engine_that_was_dropped_warns_and_ends(engines: Engines) -> None:
@@ -257,7 +257,8 @@ def test_engines_come_and_go_without_leaving_anything(engines: Engines, tmp_path
         opened, memory = descriptors(), resident()
         await lives(30)
         gc.collect()
-        assert descriptors() <= opened + 1
+        # Engines end on a worker: the last one may still be at it.
+        await until(lambda: descriptors() <= opened)
         assert resident() < memory + (16 << 20)
 
     asyncio.run(main())
@@ -336,7 +337,7 @@ def test_a_forked_child_cannot_use_what_it_inherited(engines: Engines, tmp_path:
             lambda: io.recv(right, 1),
             lambda: io.unlink("x"),
             io.close,
-            lambda: io.close_within(1),
+            lambda: io._close_within(1),
             file.close,
         ]
         for call in calls:
@@ -456,7 +457,7 @@ def test_an_engine_is_not_copied(any_engine: Engines) -> None:
     for call in (lambda: pickle.dumps(io), lambda: copy.copy(io)):
         with pytest.raises(TypeError, match="cannot be pickled or copied"):
             call()
-    io.close_within(5)
+    io._close_within(5)
 
 
 def test_guard_bytes_around_everything(engines: Engines, tmp_path: Path) -> None:
@@ -603,4 +604,4 @@ def test_the_default_is_a_thread() -> None:
     # `auto` starts as a thread.
     io = IoEngine(settings=IoSettings())
     assert io.statistics().driver == "thread"
-    io.close_within(5)
+    io._close_within(5)

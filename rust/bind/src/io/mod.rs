@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! mod, file, memory        what Python calls
-//! open, sockets            what is made of its arguments
+//! arguments, open, sockets what is made of its arguments
 //! shared                   what the handles of one engine have in common
 //! inbox, outcome, report   how an answer comes back
 //! guest                    the engine turned by event loops
 //! ```
 
+mod arguments;
 mod file;
 mod guest;
 mod inbox;
@@ -18,17 +19,16 @@ mod report;
 mod shared;
 mod sockets;
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use millrace_core::{
     io::{self, Leftovers},
     ioloop::{self, Ask, Reply},
 };
 use pyo3::{
-    exceptions::{PyTypeError, PyValueError},
+    exceptions::PyValueError,
     prelude::*,
-    sync::PyOnceLock,
-    types::{PyBool, PyBytes, PyDict, PyInt},
+    types::{PyBytes, PyDict},
 };
 
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
     operation::{Operation, Source},
     ticket::timeout,
 };
+use arguments::{count, location, open_flags, size};
 use file::OpenFile;
 use outcome::{Place, Wanted};
 use shared::Shared;
@@ -63,6 +64,7 @@ impl IoEngine {
     }
 
     /// Open a file.
+    #[pyo3(name = "_open")]
     fn open(
         &self,
         py: Python<'_>,
@@ -84,7 +86,29 @@ impl IoEngine {
         self.shared.start(py, "open", ask, timeout, wanted)
     }
 
-    /// Read *length* bytes from *offset*.
+    /// Read *length* bytes of *file* from *offset*.
+    ///
+    /// What the page cache has is there when the call returns, and awaiting it does not suspend.
+    ///
+    /// Cancelling gives the read up. Nothing is changed by it.
+    ///
+    /// Args:
+    ///     file: An open file.
+    ///
+    ///     length: How much.
+    ///
+    ///     offset: From where.
+    ///
+    ///     timeout_s: When to give up.
+    ///
+    ///     partial: Give what there is at the end of the file, instead of an error.
+    ///
+    /// Raises:
+    ///     ShortReadError: If the file ended before; `got` says where.
+    ///
+    ///     IoTimeout: If the deadline passed.
+    ///
+    ///     ClosedError: If the file or the engine is closed.
     #[pyo3(signature = (file, length, offset, *, timeout_s = None, partial = false))]
     fn read_at(
         &self,
@@ -115,7 +139,19 @@ impl IoEngine {
         self.shared.start(py, "read_at", ask, timeout, wanted)
     }
 
-    /// Read into *buffer* from *offset*, as many bytes as it takes.
+    /// Fill *buffer* from *offset*; the result is how many bytes were read.
+    ///
+    /// The kernel reads into memory of the engine. It is copied to *buffer* on the loop's own
+    /// thread when the await ends, so the buffer may be used, resized or dropped in the meantime.
+    /// An `EngineBuffer` takes the memory itself, without a copy.
+    ///
+    /// Cancelling gives the read up; *buffer* stays as it was.
+    ///
+    /// Raises:
+    ///     BufferError: If *buffer* is read-only, not contiguous, or an `EngineBuffer` with a
+    ///         view or another read; at the end, if it has become too small.
+    ///
+    ///     ShortReadError: If the file ended before; *buffer* stays as it was.
     #[pyo3(signature = (file, buffer, offset, *, timeout_s = None, partial = false))]
     fn read_into(
         &self,
@@ -148,14 +184,28 @@ impl IoEngine {
         self.shared.start(py, "read_into", ask, timeout, wanted)
     }
 
-    /// Return a read-only buffer of *size* bytes in the engine's memory.
+    /// Return a read-only buffer of *size* bytes in the engine's memory, for `read_into`.
+    ///
+    /// Raises:
+    ///     TooLargeError: If there is no memory for it.
     #[pyo3(signature = (size, /))]
     fn buffer(&self, py: Python<'_>, size: &Bound<'_, PyAny>) -> PyResult<EngineBuffer> {
         self.check(py)?;
-        EngineBuffer::new(py, self::size("size", size)?, &self.shared.pinned)
+        EngineBuffer::new(py, arguments::size("size", size)?, &self.shared.pinned)
     }
 
-    /// Write all of *data* at *offset*.
+    /// Write all of *data* at *offset*; the result is how many bytes that was.
+    ///
+    /// The bytes are copied at the call. A list or tuple of buffers is written one after the
+    /// other, as one write. With *sync* they are durable when the await ends.
+    ///
+    /// Cancelling stops the waiting, not the write.
+    ///
+    /// Raises:
+    ///     IoTimeout: If the deadline passed. With `indeterminate` some or all of it may have
+    ///         been written.
+    ///
+    ///     NoSpaceError: If the device or the quota is full.
     #[pyo3(signature = (file, data, offset, *, sync = false, timeout_s = None))]
     fn write_at(
         &self,
@@ -186,6 +236,12 @@ impl IoEngine {
     }
 
     /// Make what was written to *file* durable.
+    ///
+    /// With *data_only* times and the like are left out, but never what is needed to read the
+    /// data back. After a failed sync the kernel may have dropped what it could not write: do
+    /// not try again, write again.
+    ///
+    /// Cancelling stops the waiting, not the sync.
     #[pyo3(signature = (file, *, data_only = true, timeout_s = None))]
     fn sync(
         &self,
@@ -201,7 +257,14 @@ impl IoEngine {
         self.shared.start(py, "sync", ask, timeout, wanted)
     }
 
-    /// Send all of *data* on a connected socket.
+    /// Send all of *data* on a connected socket; the result is how many bytes that was.
+    ///
+    /// Cancelling stops the waiting, not the sending.
+    ///
+    /// Raises:
+    ///     TypeError: If *sock* is no `socket.socket`, or speaks TLS.
+    ///
+    ///     IoTimeout: If the deadline passed; some of it may have been sent.
     #[pyo3(signature = (sock, data, *, timeout_s = None))]
     fn send(
         &self,
@@ -225,7 +288,15 @@ impl IoEngine {
         self.shared.start(py, "send", ask, timeout, wanted)
     }
 
-    /// Receive up to *length* bytes from a connected socket, or exactly as many.
+    /// Receive up to *length* bytes from a connected socket, or with *exact* as many.
+    ///
+    /// Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
+    /// deadline passes.
+    ///
+    /// Raises:
+    ///     EndOfStream: If the peer ended the stream first.
+    ///
+    ///     IoTimeout: If the deadline passed; `done` says how many bytes had come.
     #[pyo3(signature = (sock, length, *, exact = false, timeout_s = None))]
     fn recv(
         &self,
@@ -251,6 +322,8 @@ impl IoEngine {
     }
 
     /// Reserve space for the first *length* bytes of *file*.
+    ///
+    /// Cancelling stops the waiting, not the reservation.
     #[pyo3(signature = (file, length, *, timeout_s = None))]
     fn fallocate(
         &self,
@@ -271,6 +344,8 @@ impl IoEngine {
     }
 
     /// Cut or extend *file* to *length* bytes.
+    ///
+    /// Cancelling stops the waiting, not the change.
     #[pyo3(signature = (file, length, *, timeout_s = None))]
     fn truncate(
         &self,
@@ -287,7 +362,9 @@ impl IoEngine {
         self.shared.start(py, "truncate", ask, timeout, wanted)
     }
 
-    /// Rename *source* to *target*, replacing what was there.
+    /// Rename *source* to *target*, replacing what was there. Durable after `sync_directory`.
+    ///
+    /// Cancelling stops the waiting, not the renaming.
     #[pyo3(signature = (source, target, *, timeout_s = None))]
     fn rename(
         &self,
@@ -303,7 +380,9 @@ impl IoEngine {
         self.shared.start(py, "rename", ask, timeout, wanted)
     }
 
-    /// Remove the name of a file.
+    /// Remove the name of a file. Durable after `sync_directory`.
+    ///
+    /// Cancelling stops the waiting, not the removal.
     #[pyo3(signature = (path, *, timeout_s = None))]
     fn unlink(
         &self,
@@ -318,7 +397,9 @@ impl IoEngine {
             .start(py, "unlink", Ask::Unlink { path }, timeout, wanted)
     }
 
-    /// Return what is known about an open file or a path.
+    /// Return what is known about an open file or a path; links are followed.
+    ///
+    /// Cancelling gives it up.
     #[pyo3(signature = (target, *, timeout_s = None))]
     fn stat(
         &self,
@@ -343,6 +424,8 @@ impl IoEngine {
     }
 
     /// Make the names in a directory durable.
+    ///
+    /// Cancelling stops the waiting, not the sync.
     #[pyo3(signature = (path, *, timeout_s = None))]
     fn sync_directory(
         &self,
@@ -358,7 +441,14 @@ impl IoEngine {
             .start(py, "sync_directory", ask, timeout, wanted)
     }
 
-    /// Take no more, serve what was taken, and end.
+    /// Take no more, serve what was taken, and end; the result tells what was left behind.
+    ///
+    /// What is under way is waited for: as long as it takes, or for the shorter of *timeout_s*
+    /// and `shutdown_timeout_s`. Then it is cancelled, and what the kernel still does not answer
+    /// is left behind with its memory; whoever waits for it gets `AbandonedError`.
+    ///
+    /// Closing twice is fine; a second call can shorten the time. Cancelling stops the waiting,
+    /// not the closing.
     #[pyo3(signature = (*, timeout_s = None))]
     fn close(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
@@ -367,7 +457,8 @@ impl IoEngine {
         self.shared.close(py, timeout)
     }
 
-    /// Close from a plain thread.
+    /// Close from a plain thread, which waits; like `close` otherwise.
+    #[pyo3(name = "_close_within")]
     fn close_within(&self, py: Python<'_>, timeout_s: f64) -> PyResult<CloseReport> {
         let timeout = timeout(Some(timeout_s))?;
         let shared = &self.shared;
@@ -380,20 +471,23 @@ impl IoEngine {
     }
 
     /// Name, reason and hint of the backend.
-    #[getter]
+    #[getter(_backend_report)]
     fn backend_report(&self) -> (&'static str, &str, &'static str) {
         let info = self.shared.backend();
         (info.name, &info.reason, info.hint)
     }
 
-    /// `open`, `closed`, or `failed`.
-    #[getter]
+    /// `open`, `closed`, or `failed` after a defect.
+    #[getter(_state)]
     fn state(&self) -> &'static str {
         self.shared.state()
     }
 
     /// Return the fields of `IoStatistics`.
+    #[pyo3(name = "_statistics_report")]
     fn statistics_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        // Who only asks and never waits sees things go on, too.
+        guest::turn_here(&self.shared);
         report::statistics(py, &self.shared)
     }
 }
@@ -460,67 +554,4 @@ fn read_cached<'py>(
         Ok(())
     })?;
     Ok(got.map(|got| (bytes, got)))
-}
-
-/// Flags of open(2) for the modes of Python's own `open`, as far as they make sense where every
-/// operation names its position.
-fn open_flags(flags: &str) -> PyResult<i32> {
-    match flags.replace('b', "").as_str() {
-        "r" => Ok(libc::O_RDONLY),
-        "r+" => Ok(libc::O_RDWR),
-        "w" => Ok(libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC),
-        "w+" => Ok(libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC),
-        "x" => Ok(libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL),
-        "x+" => Ok(libc::O_RDWR | libc::O_CREAT | libc::O_EXCL),
-        "a" | "a+" => Err(PyValueError::new_err(
-            "flags 'a' would ignore the offset of every write; open with 'r+' and write at the \
-             length that stat() tells",
-        )),
-        _ => Err(PyValueError::new_err(format!(
-            "flags must be 'r', 'r+', 'w', 'w+', 'x' or 'x+', not {flags:?}"
-        ))),
-    }
-}
-
-/// A path as an argument: what `os.fspath` takes, absolute from now on.
-fn location(name: &str, path: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
-    static FSENCODE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let py = path.py();
-    let encoded = FSENCODE.import(py, "os", "fsencode")?.call1((path,))?;
-    let bytes = encoded.cast::<PyBytes>()?.as_bytes();
-    if bytes.is_empty() {
-        return Err(PyValueError::new_err(format!("{name} is empty")));
-    }
-    if bytes.contains(&0) {
-        return Err(PyValueError::new_err(format!(
-            "{name} contains a NUL character"
-        )));
-    }
-    Ok(std::path::absolute(OsStr::from_bytes(bytes))?)
-}
-
-/// A number of bytes that memory is needed for.
-fn size(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
-    let value = count(name, value)?;
-    usize::try_from(value).map_err(|_| PyValueError::new_err(format!("{name} is too large")))
-}
-
-/// A number of bytes, or a place in a file. `True` is not a number here.
-fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
-    let refused = || {
-        PyValueError::new_err(format!(
-            "{name} must lie between 0 and 2**63 - 1, not {value}"
-        ))
-    };
-    if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
-        let class = value.get_type().name()?.to_string();
-        return Err(PyTypeError::new_err(format!(
-            "{name} must be an int, not {class}"
-        )));
-    }
-    let number: u64 = value.extract().map_err(|_| refused())?;
-    if number > i64::MAX.cast_unsigned() {
-        return Err(refused());
-    }
-    Ok(number)
 }
