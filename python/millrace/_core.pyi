@@ -11,13 +11,15 @@ from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, TypeVarTuple, 
 from typing_extensions import Buffer, disjoint_base
 
 from .parts import Backpressure
-from .settings import IoSettings, LogSettings
+from .settings import GcSettings, IoSettings, LogSettings
 from .types import BackendName, Durability, IoState, LogState
 
 __all__ = [
     "CloseReport",
     "EngineBuffer",
     "Entry",
+    "EpochGC",
+    "EpochPin",
     "File",
     "FileStatus",
     "Handle",
@@ -34,14 +36,17 @@ __all__ = [
     "__version__",
     "backend_info",
     "check_settings",
+    "come_back_by_bridge",
+    "come_back_by_port",
+    "end_bridge",
     "open_log",
     "repair_log",
     "verify_log",
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
-_Location: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
 _Ts = TypeVarTuple("_Ts")
+_Location: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
 
 __version__: Final[str]
 
@@ -391,6 +396,115 @@ class Entry:
 
     def fail(self, exception: BaseException) -> None:
         """Answer with an exception, which whoever waits for the entry gets."""
+
+@disjoint_base
+class EpochGC:
+    """The collector behind `millrace.EpochGC`."""
+
+    def __new__(cls, settings: GcSettings) -> Self: ...
+    def pin(self, label: str | None = None) -> EpochPin:
+        """
+        Make a pin: a context manager, sync or async, that may be entered again while it is held.
+
+        While it is entered, nothing that is deferred after that runs. It may be held across
+        awaits and left on another thread.
+        """
+
+    def defer(
+        self,
+        fn: Callable[[*_Ts], object],
+        /,
+        *args: *_Ts,
+        cost_bytes: int = 0,
+    ) -> None:
+        """
+        Call `fn(*args)` once nobody is pinned who was pinned when this was called.
+
+        It runs in the context of this call: in the event loop that runs now, or, if none does,
+        at the next `collect`, `quiesce` or `close`. What it raises is logged and counted.
+        *cost_bytes* is what it holds until then; it counts towards `max_bytes`.
+
+        Raises:
+            OverloadedError: If there is no room and the overflow policy found no way. Nothing
+                was deferred; `defer_async` waits instead.
+
+            TooLargeError: If *cost_bytes* alone is more than `max_bytes`, and it is not safe
+                now.
+
+            ClosedError: If the collector is closed.
+        """
+
+    def quiesce(self) -> Operation[None]:
+        """
+        Wait until everything that was deferred before this call has run.
+
+        A pin that is held meanwhile holds this up too; do not await it inside one.
+
+        Cancelling stops the waiting and nothing else.
+        """
+
+    def wait_room(self, cost_bytes: int) -> Operation[None]:
+        """Wait until there may be room for a call of *cost_bytes*, or there will never be."""
+
+    def collect(self, max_items: int, max_micros: int) -> int:
+        """
+        Run what is safe within a budget; return how many calls ran.
+
+        At most *max_items* calls and *max_micros* microseconds. Runs calls that belong to no
+        loop, or to the loop of this thread. Those of other loops are handed to them. The call
+        that runs when the time is up is finished.
+        """
+
+    def disable(self) -> int:
+        """
+        Take no more calls; run what is safe. From then on `defer` runs what is safe at once.
+
+        Returns how many calls are left: held back by a pin, or handed to another loop. They run
+        when they can.
+        """
+
+    def enable(self) -> None:
+        """Take calls again after `disable`."""
+
+    def close(self) -> int:
+        """
+        Take no more calls, for good; run what is safe.
+
+        Returns how many calls are left: held back by a pin, or handed to another loop. They run
+        when they can.
+        """
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether calls are refused for good."""
+
+    @property
+    def _can_wait(self) -> bool:
+        """Whether there may be room later: the policy says wait, and it is open."""
+
+    @property
+    def _is_orphaned(self) -> bool:
+        """Whether calls wait here, in this process, and nobody closed it."""
+
+    def __len__(self) -> int: ...
+    def statistics_report(self) -> dict[str, Any]:
+        """Return the fields of `GcStatistics`."""
+
+@final
+class EpochPin:
+    """While it is entered, nothing deferred after that runs. Made by `EpochGC.pin`."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...
+    def __aenter__(self) -> Operation[Self]: ...
+    def __aexit__(self, *exc_info: object) -> Operation[None]: ...
+    @property
+    def label(self) -> str | None:
+        """What `statistics()` calls it."""
+
+    @property
+    def depth(self) -> int:
+        """How often it was entered and not yet left."""
 
 @disjoint_base
 class IoEngine:
@@ -774,11 +888,20 @@ class CloseReport:
 def open_log(path: str, settings: LogSettings, read_only: bool) -> Operation[Log]:
     """Open the log in *path* on a thread of its own."""
 
-def verify_log(path: str) -> Operation[dict[str, Any]]:
+def verify_log(path: str) -> Future[dict[str, Any]]:
     """Read every byte of a log; the result has the fields of `VerifyReport`."""
 
-def repair_log(path: str, lock_timeout_s: float) -> Operation[dict[str, Any]]:
+def repair_log(path: str, lock_timeout_s: float) -> Future[dict[str, Any]]:
     """Repair a log; the result has the fields of `RepairReport`."""
+
+def end_bridge(timeout_s: float) -> None:
+    """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""
+
+def come_back_by_bridge(*, panics: bool = False) -> Future[None]:
+    """Go to another thread and come back by the bridge."""
+
+def come_back_by_port(*, panics: bool = False) -> Operation[None]:
+    """Go to another thread and come back by the port of the loop."""
 
 def backend_info(name: str) -> tuple[str, str, str]:
     """Return the backend that would be used, why it is not the ring, and what helps."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVarTuple
 
 from . import _core
-from .types import RingStatistics, WheelStatistics
+from .errors import OverloadedError
+from .settings import GcSettings
+from .types import GcStatistics, RingStatistics, WheelStatistics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
+
+_Args = TypeVarTuple("_Args")
 
 _MIB = 1024 * 1024
 
@@ -203,3 +209,100 @@ class TimeoutWheel(_core.TimeoutWheel):
         state = "closed" if self.is_closed else "open"
         live = self.statistics().live
         return f"<millrace.TimeoutWheel timers={live} tick_s={self.tick_s:g} state={state}>"
+
+
+class EpochGC(_core.EpochGC):
+    """
+    Cleanup that waits until nobody can be looking any more, and that nobody has to wait for.
+
+    Whoever looks at something shared does so inside `pin()`. Whoever takes it away first removes
+    it from where others find it, then calls `defer` with what is left to do: unmap a file, give
+    a buffer back to its pool. That runs once every pin has gone that was held when `defer` was
+    called, in batches, in the event loop that deferred it.
+
+    Use it as a context manager, sync or async, or call `close`.
+
+    Args:
+        settings: Limits and batches; see `GcSettings`.
+
+    Raises:
+        TypeError: If *settings* is no `GcSettings`.
+
+    Examples:
+        >>> gc = EpochGC()
+        >>> pool = []
+        >>> with gc.pin("reader"):
+        ...     gc.defer(pool.append, bytearray(8), cost_bytes=8)
+        ...     gc.collect(100, 1000)  # somebody may still look
+        0
+        >>> gc.collect(100, 1000)
+        1
+        >>> len(pool)
+        1
+        >>> gc.close()
+        0
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *, settings: GcSettings | None = None) -> Self:
+        """Make the collector."""
+        if settings is None:
+            settings = GcSettings()
+        elif not isinstance(settings, GcSettings):
+            raise TypeError(f"settings must be GcSettings, not {settings!r}")
+        return super().__new__(cls, settings)
+
+    async def defer_async(
+        self,
+        fn: Callable[[*_Args], object],
+        /,
+        *args: *_Args,
+        cost_bytes: int = 0,
+    ) -> None:
+        """
+        Do what `defer` does, waiting for room without holding up the event loop.
+
+        Returns when the call is deferred. With the overflow policy `refuse` it does not wait.
+
+        Cancelling while it waits means that the call was not deferred.
+
+        Raises:
+            OverloadedError: If the policy is `refuse`, or the collector is disabled.
+
+            TooLargeError: If *cost_bytes* alone is more than `max_bytes`.
+
+            ClosedError: If the collector is closed.
+        """
+        while True:
+            try:
+                return self.defer(fn, *args, cost_bytes=cost_bytes)
+            except OverloadedError:
+                if not self._can_wait:
+                    raise
+            await self.wait_room(cost_bytes)
+
+    def statistics(self) -> GcStatistics:
+        """What was done so far, and how it stands."""
+        return GcStatistics(**self.statistics_report())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._is_orphaned:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else "open"
+        return f"<millrace.EpochGC items={len(self)} state={state}>"

@@ -10,6 +10,7 @@ Recovery = Literal["tail", "strict", "salvage"]
 CommitPath = Literal["auto", "pwrite", "ring_dsync", "direct"]
 Driver = Literal["auto", "thread", "loop"]
 Backend = Literal["auto", "uring", "uring-plain", "threads"]
+Overflow = Literal["inline", "wait", "refuse"]
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -18,6 +19,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "commit_path": ("auto", "pwrite", "ring_dsync", "direct"),
     "driver": ("auto", "thread", "loop"),
     "backend": ("auto", "uring", "uring-plain", "threads"),
+    "overflow": ("inline", "wait", "refuse"),
 }
 _LARGEST = 2**63 - 1
 # What the kernel's ring takes.
@@ -150,6 +152,63 @@ class IoSettings:
                 raise ValueError(f"{name} must be more than 0, not {value}")
         if self.shutdown_timeout_s is not None:
             _check_seconds("shutdown_timeout_s", self.shutdown_timeout_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GcSettings:
+    """
+    How much an `EpochGC` may defer, and how it runs it.
+
+    Args:
+        max_items: Most calls deferred at once, from `defer` to the end of their run. At most
+            2 097 151.
+
+        max_bytes: Most bytes that their *cost_bytes* may add up to. At most 1 TiB - 1.
+
+        min_batch: Leaving a pin runs what it held back if at least so many calls wait; fewer
+            are left to the tick.
+
+        max_batch: Most calls run in one go before the event loop gets its turn.
+
+        max_batch_time_us: Longest such a go, in microseconds; the call that runs then is
+            finished.
+
+        advance_interval_ms: How long, in milliseconds, the tick rests while calls are held back
+            by a pin. While nothing is deferred, nothing ticks.
+
+        overflow: What `defer` does when there is no room. `inline` runs the call at once if
+            nobody is pinned, else it goes on like `wait`. `wait` waits for room on a plain
+            thread, and on an event loop, which must not wait, raises `OverloadedError`. `refuse`
+            raises at once.
+
+        stall_after_s: A pin held longer is logged as a warning, once.
+
+    Raises:
+        TypeError: If a value is of the wrong type; `True` is not a number here.
+
+        ValueError: If a value is out of range, or two contradict each other.
+    """
+
+    max_items: int = 10_000
+    max_bytes: int = 64 * _MIB
+    min_batch: int = 10
+    max_batch: int = 100
+    max_batch_time_us: int = 5000
+    advance_interval_ms: int = 100
+    overflow: Overflow = "inline"
+    stall_after_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name))
+        for name, most in (("max_items", 2**21 - 1), ("max_bytes", 2**40 - 1)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
+        if self.min_batch > self.max_batch:
+            raise ValueError(
+                f"min_batch ({self.min_batch}) must not be larger than max_batch "
+                f"({self.max_batch})",
+            )
 
 
 def _check(name: str, value: object) -> None:

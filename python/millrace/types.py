@@ -447,3 +447,72 @@ class WheelStatistics:
     turns: int
     rearmed: int
     memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GcStatistics:
+    """
+    What an `EpochGC` has done so far, counted when it was done, and how it stands.
+
+    Args:
+        enqueued: Calls that were deferred.
+
+        processed: Deferred calls that ran and returned.
+
+        failed: Calls that raised.
+
+        refused: Calls given back: no room, or disabled or closed.
+
+        ran_inline: Calls that `defer` ran at once.
+
+        batches: Goes in which deferred calls were run.
+
+        batch_items_max: Calls in the largest of them.
+
+        batch_time_s: How long all of them took, in seconds.
+
+        batch_time_max_s: How long the longest took, in seconds.
+
+        items: Calls deferred now.
+
+        items_peak: The most there ever were.
+
+        bytes: What they said they hold, in bytes.
+
+        bytes_peak: The most that ever was.
+
+        is_near_capacity: Whether four fifths of a limit are taken.
+
+        epoch: The global epoch; starts at 1.
+
+        safe_epoch: The oldest epoch that a pin may have seen. What was deferred before may run.
+
+        pins: Pins held now.
+
+        oldest_pin_age_s: How long the oldest of them has been held, in seconds.
+
+        oldest_pin_label: What it is called.
+
+        last_failure: What the last call that failed raised.
+    """
+
+    enqueued: int
+    processed: int
+    failed: int
+    refused: int
+    ran_inline: int
+    batches: int
+    batch_items_max: int
+    batch_time_s: float
+    batch_time_max_s: float
+    items: int
+    items_peak: int
+    bytes: int
+    bytes_peak: int
+    is_near_capacity: bool
+    epoch: int
+    safe_epoch: int
+    pins: int
+    oldest_pin_age_s: float | None
+    oldest_pin_label: str | None
+    last_failure: str | None

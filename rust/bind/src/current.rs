@@ -67,15 +67,6 @@ impl Running {
     }
 }
 
-/// The loop that is running in this thread, if any.
-pub fn running_loop(py: Python<'_>) -> PyResult<Option<Running>> {
-    match cached(py) {
-        Some(current) => Ok(Some(Running(current))),
-        None if is_any_running(py)? => look_up(py).map(|current| Some(Running(current))),
-        None => Ok(None),
-    }
-}
-
 /// Makes a future on the loop that is running in this thread.
 pub fn here(py: Python<'_>) -> PyResult<Here<'_>> {
     let current = match cached(py) {
@@ -93,20 +84,29 @@ pub fn urge(py: Python<'_>, log: &Arc<Shared>) -> PyResult<()> {
     if !log.appender.is_turned_by_callers() {
         return Ok(());
     }
-    match cached(py) {
-        Some(current) => current.port.urge(log),
-        None if is_any_running(py)? => look_up(py)?.port.urge(log),
+    match port_here(py)? {
+        Some(port) => port.urge(log),
         None => log.appender.turn(),
     }
     Ok(())
 }
 
-/// Whether a loop is running on this thread.
-#[cold]
-fn is_any_running(py: Python<'_>) -> PyResult<bool> {
+/// The port of the loop that is running in this thread, if one is.
+pub fn port_here(py: Python<'_>) -> PyResult<Option<Arc<LoopPort>>> {
+    Ok(running_loop(py)?.map(|running| Arc::clone(running.port())))
+}
+
+/// The loop that is running in this thread, if one is.
+pub fn running_loop(py: Python<'_>) -> PyResult<Option<Running>> {
     static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if let Some(current) = cached(py) {
+        return Ok(Some(Running(current)));
+    }
     let running = ASK.import(py, "asyncio", "_get_running_loop")?.call0()?;
-    Ok(!running.is_none())
+    if running.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Running(look_up(py)?)))
 }
 
 /// The cached loop, if it is certain that it is the one running now.
@@ -116,7 +116,7 @@ fn cached(py: Python<'_>) -> Option<Arc<Current>> {
         let current = current.as_ref()?;
         let witness = current.witness.as_ref()?;
         let is_running = std::ptr::eq(running(py), witness.as_ptr());
-        let is_open = !current.port.is_closed();
+        let is_open = current.port.is_open();
         (is_running && is_open).then(|| Arc::clone(current))
     })
 }
@@ -171,7 +171,7 @@ fn look_up(py: Python<'_>) -> PyResult<Arc<Current>> {
     let known = CURRENT.with_borrow(|current| {
         let current = current.as_ref()?;
         let is_same = current.event_loop.is(&event_loop);
-        let is_open = !current.port.is_closed();
+        let is_open = current.port.is_open();
         (is_same && is_open).then(|| Arc::clone(&current.port))
     });
     let port = match known {

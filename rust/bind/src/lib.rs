@@ -1,9 +1,10 @@
 //! The Python face of the engine: extract, call, convert.
 //!
 //! ```text
-//! log, open, check, reader, ring, io, ticket   what Python calls
+//! log, open, check, reader, ring, io, gc, ticket   what Python calls
 //! operation                      what an asynchronous call returns
 //! current, loops, lines, jobs, queue   who waits for what, and where
+//! cleanup                        what is let go of, and who cleans it
 //! shared                         what the handles of one log have in common
 //! wheel                          deadlines of an event loop, all on its one timer
 //! record, report, buffer, error  values across the line
@@ -15,9 +16,12 @@
 
 mod buffer;
 mod check;
+mod cleanup;
 mod current;
+mod deliver;
 mod door;
 mod error;
+mod gc;
 mod io;
 mod jobs;
 mod lines;
@@ -40,6 +44,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         check::{repair_log, verify_log},
+        gc::{EpochGC, EpochPin},
         io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine},
         log::Log,
         open::{backend_info, check_settings, open_log},

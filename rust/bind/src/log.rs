@@ -18,10 +18,9 @@ use pyo3::{
 };
 
 use crate::{
-    buffer, current, door, error,
+    buffer, current, deliver, door, error,
     jobs::{self, Answer},
     lines::{Value, last},
-    loops,
     operation::{Operation, Source},
     queue,
     reader::Reader,
@@ -111,7 +110,7 @@ impl Log {
             let checked = log.appender.check_open();
             checked.map_err(|failed| error::raise(py, &failed))?;
             let next = log.appender.marks().appended.0 + 1;
-            let empty = loops::range(py, next, next)?.unbind();
+            let empty = deliver::range(py, next, next)?.unbind();
             return Ok(Operation::quiet("append_many", Source::Known(empty)));
         };
         let claimed = log.appender.append_many(payloads, || log.herald.clone());

@@ -16,33 +16,26 @@
 
 use std::{
     collections::HashMap,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use millrace_core::{
+    epoch::Kind,
     port::Port,
     sync::{Wake, lock},
     wal::Level,
 };
-use pyo3::{
-    PyTraverseError, PyVisit,
-    exceptions::PyRuntimeError,
-    intern,
-    prelude::*,
-    sync::PyOnceLock,
-    types::{PyList, PyModule},
-};
+use pyo3::{PyTraverseError, PyVisit, intern, prelude::*, sync::PyOnceLock};
 
 use crate::{
-    current, error,
+    cleanup, current, deliver, error,
     io::Visit,
-    jobs::{Answer, Answering},
-    lines::{Leaving, Lines, Outcome, Queued, Value, Waiter},
-    shared::Shared,
+    jobs::Answering,
+    lines::{Leaving, Lines, Queued, Waiter},
+    shared::{Herald, Shared},
 };
 
 /// Futures resolved in one callback, so that a drain never holds up the loop for long.
@@ -64,8 +57,17 @@ struct State {
     turn: usize,
     jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
     next_job: u64,
+    chores: Vec<Arc<dyn Chore>>,
     /// I/O engines that this loop turns.
     visits: Vec<Arc<Visit>>,
+    /// Logs that know this port because appends of this loop stood in line.
+    heralds: Vec<Weak<Herald>>,
+}
+
+/// Something else to do in a drain, once for each time it was asked for.
+pub trait Chore: Send + Sync {
+    /// Does it, on the loop's thread.
+    fn run(&self, py: Python<'_>) -> PyResult<()>;
 }
 
 /// Tells a port which of its jobs to look at.
@@ -116,12 +118,6 @@ impl LoopPort {
         }))
     }
 
-    /// Whether its loop is gone.
-    #[inline]
-    pub fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed)
-    }
-
     /// See [`current::urge`].
     #[inline]
     pub fn urge(&self, log: &Arc<Shared>) {
@@ -163,9 +159,15 @@ impl LoopPort {
     /// Resolves `queued` once it has been admitted and reached its level.
     pub fn wait_admission(&self, log: &Arc<Shared>, number: u64, queued: Queued) {
         log.herald.tell(&self.port);
-        lock(&self.state)
+        let mut state = lock(&self.state);
+        let herald = Arc::downgrade(&log.herald);
+        if !state.heralds.iter().any(|known| known.ptr_eq(&herald)) {
+            state.heralds.push(herald);
+        }
+        state
             .lines_of(log, &self.port)
             .push_queued(log, number, queued);
+        drop(state);
         // It may have been admitted before the herald knew of us.
         self.port.wake();
     }
@@ -197,16 +199,22 @@ impl LoopPort {
         }
     }
 
+    /// Has the drain do `chore`; from any thread.
+    pub fn ask(&self, chore: Arc<dyn Chore>) {
+        lock(&self.state).chores.push(chore);
+        self.port.wake();
+    }
+
+    /// Whether its loop still drains it.
+    pub fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed)
+    }
+
     /// The job was woken without an answer: it waits on.
     fn wait_on(&self, id: u64, job: Arc<dyn Answering>, future: Py<PyAny>) {
         let again = Arc::clone(&job);
         lock(&self.state).jobs.insert(id, (job, future));
         self.subscribe(&*again, id);
-    }
-
-    /// Rings the bell.
-    pub fn wake(&self) {
-        self.port.wake();
     }
 
     /// The engine on this loop that `is_it`.
@@ -221,16 +229,21 @@ impl LoopPort {
 
     pub fn remove_visit(&self, visit: &Visit) -> Option<Arc<Visit>> {
         let mut state = lock(&self.state);
-        let at = state
-            .visits
+        let visits = &mut state.visits;
+        let at = visits
             .iter()
             .position(|one| std::ptr::eq(&raw const **one, visit))?;
-        Some(state.visits.swap_remove(at))
+        Some(visits.swap_remove(at))
     }
 
     fn turn_visits(&self, py: Python<'_>) -> PyResult<()> {
         let visits = lock(&self.state).visits.clone();
         visits.iter().try_for_each(|visit| visit.turn_if_urged(py))
+    }
+
+    /// Rings the bell.
+    pub fn wake(&self) {
+        self.port.wake();
     }
 
     /// A drain follows at once: until then there is no need to ring.
@@ -250,10 +263,14 @@ impl LoopPort {
         }
         drop(idle);
         // What goes wrong with one answer keeps nobody else from theirs.
-        let mut outcome = turned.and(deliver(py, leaving));
+        let mut outcome = turned.and(deliver::leaving(py, leaving));
         for (id, job, future) in jobs {
             let answered = self.answer(py, id, job, future);
             outcome = outcome.and(answered);
+        }
+        let chores = std::mem::take(&mut lock(&self.state).chores);
+        for chore in chores {
+            outcome = outcome.and(chore.run(py));
         }
         outcome
     }
@@ -265,11 +282,11 @@ impl LoopPort {
         job: Arc<dyn Answering>,
         future: Py<PyAny>,
     ) -> PyResult<()> {
-        if is_done(future.bind(py))? {
+        if deliver::is_done(future.bind(py))? {
             return Ok(());
         }
         if let Some(answer) = job.answer() {
-            return deliver_answer(py, answer, future.bind(py));
+            return deliver::answer(py, answer, future.bind(py));
         }
         job.on_wake(py);
         self.wait_on(id, job, future);
@@ -316,7 +333,7 @@ impl LoopPort {
     /// The loop is gone; so is everybody who waited on it.
     fn shut(&self) {
         self.closed.store(true, Ordering::Relaxed);
-        let state = std::mem::take(&mut *lock(&self.state));
+        let mut state = std::mem::take(&mut *lock(&self.state));
         for log in state.lines.iter().filter_map(Lines::log) {
             log.appender.forget(self.port.bell());
         }
@@ -325,7 +342,16 @@ impl LoopPort {
                 job.withdraw();
             }
         }
+        let heralds = std::mem::take(&mut state.heralds);
         drop(state);
+        if !heralds.is_empty() {
+            let port = Arc::clone(&self.port);
+            cleanup::later(Kind::Waker, 0, move || {
+                for herald in heralds.iter().filter_map(Weak::upgrade) {
+                    herald.forget(&port);
+                }
+            });
+        }
     }
 }
 
@@ -341,82 +367,6 @@ impl State {
         });
         &mut self.lines[index]
     }
-}
-
-fn deliver(py: Python<'_>, leaving: Leaving) -> PyResult<()> {
-    if leaving.is_empty() {
-        return Ok(());
-    }
-    let (futures, values) = (PyList::empty(py), PyList::empty(py));
-    let (failed, errors) = (PyList::empty(py), PyList::empty(py));
-    for (future, outcome) in leaving {
-        match outcome {
-            Outcome::Reached {
-                lsn,
-                value,
-                durable,
-            } => {
-                futures.append(future)?;
-                values.append(show(py, lsn, value, durable)?)?;
-            }
-            Outcome::Failed(cause) => {
-                failed.append(future)?;
-                errors.append(error::raise(py, &cause).into_value(py))?;
-            }
-        }
-    }
-    let helper = helper(py)?;
-    if !futures.is_empty() {
-        helper.call_method1(intern!(py, "resolve"), (futures, values))?;
-    }
-    if !failed.is_empty() {
-        helper.call_method1(intern!(py, "fail"), (failed, errors))?;
-    }
-    Ok(())
-}
-
-/// What a waiter gets for reaching `lsn`.
-pub fn show(py: Python<'_>, lsn: u64, value: Value, durable: u64) -> PyResult<Bound<'_, PyAny>> {
-    match value {
-        Value::Lsn => Ok(lsn.into_pyobject(py)?.into_any()),
-        Value::Durable => Ok(durable.into_pyobject(py)?.into_any()),
-        Value::Range(count) => range(py, lsn + 1 - u64::from(count), lsn + 1),
-    }
-}
-
-/// `range(start, stop)`.
-pub fn range(py: Python<'_>, start: u64, stop: u64) -> PyResult<Bound<'_, PyAny>> {
-    static RANGE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    RANGE.import(py, "builtins", "range")?.call1((start, stop))
-}
-
-fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
-    future
-        .call_method0(intern!(future.py(), "done"))?
-        .is_truthy()
-}
-
-fn deliver_answer(py: Python<'_>, answer: Answer, future: &Bound<'_, PyAny>) -> PyResult<()> {
-    // An answer is given, whatever happens while it is made: nobody else would give one.
-    let made = catch_unwind(AssertUnwindSafe(|| answer(py)))
-        .unwrap_or_else(|_| Err(error::panicked("an answer")));
-    match made {
-        Ok(value) => future.call_method1(intern!(py, "set_result"), (value,))?,
-        Err(error) => future.call_method1(intern!(py, "set_exception"), (error.into_value(py),))?,
-    };
-    Ok(())
-}
-
-fn helper(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
-    static HELPER: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let helper = HELPER.get_or_try_init(py, || {
-        let code = concat!(include_str!("resolve.py"), "\0");
-        let code = std::ffi::CStr::from_bytes_with_nul(code.as_bytes())
-            .map_err(|_| PyRuntimeError::new_err("resolve.py holds a NUL"))?;
-        PyModule::from_code(py, code, c"millrace/resolve.py", c"millrace._resolve")
-            .map(Bound::unbind)
-    })?;
-    Ok(helper.bind(py))
 }
 
 /// The callback the selector owns.
@@ -455,4 +405,4 @@ impl Drop for Drain {
 
 /// The registry's value: does not keep the port.
 #[pyclass(frozen, module = "millrace._core")]
-struct Entry(std::sync::Weak<LoopPort>);
+struct Entry(Weak<LoopPort>);

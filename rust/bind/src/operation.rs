@@ -22,6 +22,7 @@ use std::{
 };
 
 use millrace_core::{
+    epoch::Kind,
     fork::Origin,
     ids::Lsn,
     sync::lock,
@@ -39,10 +40,10 @@ use pyo3::{
 };
 
 use crate::{
-    current, door, error,
+    cleanup, current, deliver, door, error,
     jobs::Answering,
     lines::{Queued, Value, Waiter, last},
-    loops::{self, LoopPort},
+    loops::LoopPort,
     shared::Shared,
 };
 
@@ -221,7 +222,9 @@ impl Operation {
         match self.take() {
             State::Fresh(Source::InLine { pending, .. })
             | State::Begun(Source::InLine { pending, .. }) => {
-                pending.cancel();
+                if pending.cancel() {
+                    free(&pending);
+                }
             }
             State::Fresh(Source::Job(job))
             | State::Begun(Source::Job(job))
@@ -234,9 +237,17 @@ impl Operation {
                 ..
             } if line.pending.cancel() => {
                 line.port.forget_admission(&line.log, line.number);
+                free(&line.pending);
             }
             _ => {}
         }
+    }
+}
+
+/// Records that will never be written are given back to the allocator by a worker.
+fn free(pending: &PendingAppend) {
+    if let Some(records) = pending.take_back() {
+        cleanup::later(Kind::Obligation, 0, move || drop(records));
     }
 }
 
@@ -307,7 +318,7 @@ fn start_mark<'py>(
         Level::Durable => marks.durable,
     };
     if mark.0 >= lsn {
-        return loops::show(py, lsn, value, marks.durable.0).map(Step::Ready);
+        return deliver::show(py, lsn, value, marks.durable.0).map(Step::Ready);
     }
     let here = current::here(py)?;
     let future = here.future.clone().unbind();

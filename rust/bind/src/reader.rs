@@ -1,17 +1,21 @@
 //! Reading forward in batches: a worker reads the next one while Python looks at this one.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use millrace_core::{
     Error, ErrorKind, Result,
+    epoch::Kind,
     sync::lock,
-    wal::{LogReader, reader::Batch},
+    wal::{
+        LogReader,
+        reader::{Batch, READ_BYTES},
+    },
 };
 use pyo3::prelude::*;
 
 use crate::{
-    error,
-    jobs::{self, Answer, Pigeonhole},
+    cleanup, error,
+    jobs::{self, Pigeonhole},
     operation::{Operation, Source},
     record,
     shared::Shared,
@@ -69,17 +73,21 @@ fn fetch(inner: &Arc<Inner>) -> Result<Arc<Pigeonhole>> {
     let inner = Arc::clone(inner);
     jobs::start(move || {
         let batch = inner.read();
+        // The reader keeps the answer that is read ahead: it must not be kept by it in turn.
+        let inner = Arc::downgrade(&inner);
         jobs::answer(batch, move |py, batch| show(py, &inner, batch.as_ref()))
     })
 }
 
 /// Called on the loop's thread: sends the worker ahead, then makes the objects.
-fn show(py: Python<'_>, inner: &Arc<Inner>, batch: Option<&Batch>) -> PyResult<Py<PyAny>> {
+fn show(py: Python<'_>, inner: &Weak<Inner>, batch: Option<&Batch>) -> PyResult<Py<PyAny>> {
     let Some(batch) = batch else {
         return Ok(py.None());
     };
-    let ahead = fetch(inner).map_err(|failed| error::raise(py, &failed))?;
-    *lock(&inner.ahead) = Some(ahead);
+    if let Some(inner) = inner.upgrade() {
+        let ahead = fetch(&inner).map_err(|failed| error::raise(py, &failed))?;
+        *lock(&inner.ahead) = Some(ahead);
+    }
     Ok(record::list(py, batch)?.into_any().unbind())
 }
 
@@ -103,12 +111,13 @@ impl Drop for Inner {
             std::mem::forget(reader);
             return;
         }
-        drop(reader);
+        // At once, so that a close that follows finds nothing held; the rest takes its time.
+        reader.iter().for_each(LogReader::let_go);
         let log = Arc::clone(&self.log);
-        // Without a worker the next truncation or the close does it.
-        let _swept = jobs::start(move || {
+        cleanup::later(Kind::Channel, READ_BYTES, move || {
+            drop(reader);
+            // What cannot be removed now, the next truncation or the close removes.
             let _later = log.sweep();
-            Box::new(|py: Python<'_>| Ok(py.None())) as Answer
         });
     }
 }

@@ -80,6 +80,19 @@ impl Herald {
     }
 }
 
+impl Herald {
+    /// The loop is gone.
+    pub fn forget(&self, port: &Arc<Port<u64>>) {
+        let forgotten: Vec<_> = {
+            let mut ports = lock(&self.ports);
+            ports
+                .extract_if(.., |known| Arc::ptr_eq(known, port))
+                .collect()
+        };
+        drop(forgotten);
+    }
+}
+
 impl Wake for Herald {
     fn wake(&self) {
         for port in lock(&self.ports).iter() {

@@ -11,12 +11,13 @@
 //! 3   wal | ioloop
 //! 2   uring | threads | sim     implement io, never import each other
 //! 1b  io                        the contract and the request
-//! 1a  ring | wheel | port       never import each other
+//! 1a  ring | wheel | epoch | port   never import each other
 //! 0   sync, clock, ids, codec, error, fork
 //! ```
 
 pub mod clock;
 pub mod codec;
+pub mod epoch;
 pub mod error;
 #[cfg(not(loom))]
 pub mod fork;

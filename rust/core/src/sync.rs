@@ -53,6 +53,57 @@ impl<T> UnsafeCell<T> {
     }
 }
 
+#[cfg(loom)]
+pub use self::loom_queue::Queue;
+/// An unbounded queue of many producers and consumers: crossbeam's, and under loom, which knows
+/// nothing of that one, a locked deque with the same order and edges.
+#[cfg(not(loom))]
+pub use crossbeam::queue::SegQueue as Queue;
+
+#[cfg(loom)]
+mod loom_queue {
+    use std::collections::VecDeque;
+
+    use super::{Mutex, lock};
+
+    /// The twin of crossbeam's `SegQueue`.
+    #[derive(Debug)]
+    pub struct Queue<T>(Mutex<VecDeque<T>>);
+
+    impl<T> Default for Queue<T> {
+        fn default() -> Self {
+            Self::new()
+        }
+    }
+
+    impl<T> Queue<T> {
+        /// An empty queue.
+        pub fn new() -> Self {
+            Self(Mutex::new(VecDeque::new()))
+        }
+
+        /// Adds at the back.
+        pub fn push(&self, item: T) {
+            lock(&self.0).push_back(item);
+        }
+
+        /// Takes from the front.
+        pub fn pop(&self) -> Option<T> {
+            lock(&self.0).pop_front()
+        }
+
+        /// How many there are.
+        pub fn len(&self) -> usize {
+            lock(&self.0).len()
+        }
+
+        /// Whether there are none.
+        pub fn is_empty(&self) -> bool {
+            self.len() == 0
+        }
+    }
+}
+
 /// Locks a mutex even if a thread panicked while it held it.
 ///
 /// Every structure behind our mutexes is valid between any two statements that may panic, so a
@@ -62,6 +113,16 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Locks a mutex if nobody holds it; poison is no news, as in [`lock`].
+#[inline]
+pub fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(std::sync::TryLockError::WouldBlock) => None,
+    }
 }
 
 /// Ends another thread's wait. Cheap to call twice, safe to call from anywhere.

@@ -224,7 +224,9 @@ def test_an_exception_does_not_stop_the_batch() -> None:
         await wheel.sleep(2.0)
         assert ran == [0, 2, 4, 6, 8]
         assert [type(context["exception"]) for context in heard] == [ZeroDivisionError] * 5
-        assert wheel.statistics().failed == 5
+        seen = wheel.statistics()
+        assert seen.failed == 5
+        assert seen.turns == 2, "one for the batch, one for the sleep"
 
     run(main())
 

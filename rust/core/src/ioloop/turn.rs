@@ -184,7 +184,11 @@ impl IoLoop {
     }
 
     fn take_messages(&mut self) {
-        while let Some(message) = self.shared.queue.pop() {
+        // What is pushed from now on wakes the poll, which is where it will be taken after.
+        for _ in 0..self.shared.queue.len() {
+            let Some(message) = self.shared.queue.pop() else {
+                break;
+            };
             match message {
                 Message::Submit(submission) => self.arrive(submission),
                 Message::Forget(id) => self.forget(id),

@@ -41,12 +41,10 @@ pub use watch::Watch;
 
 use std::sync::Arc;
 
-use crate::{error::Result, sync::Wake};
-
-#[cfg(loom)]
-use self::loom_queue::Queue;
-#[cfg(not(loom))]
-use crossbeam::queue::SegQueue as Queue;
+use crate::{
+    error::Result,
+    sync::{Queue, Wake},
+};
 
 /// A queue of finished things with a bell. Shared by `Arc`; drained by one thread.
 pub struct Port<T> {
@@ -124,29 +122,5 @@ impl Drop for Unfinished<'_> {
 impl<T: Send> Wake for Port<T> {
     fn wake(&self) {
         self.bell.ring();
-    }
-}
-
-/// Loom knows nothing of crossbeam's queue; a locked deque has the same order and edges.
-#[cfg(loom)]
-mod loom_queue {
-    use std::collections::VecDeque;
-
-    use crate::sync::{Mutex, lock};
-
-    pub(super) struct Queue<T>(Mutex<VecDeque<T>>);
-
-    impl<T> Queue<T> {
-        pub(super) fn new() -> Self {
-            Self(Mutex::new(VecDeque::new()))
-        }
-
-        pub(super) fn push(&self, item: T) {
-            lock(&self.0).push_back(item);
-        }
-
-        pub(super) fn pop(&self) -> Option<T> {
-            lock(&self.0).pop_front()
-        }
     }
 }

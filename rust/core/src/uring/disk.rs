@@ -68,6 +68,14 @@ impl UringDisk {
         self.with_plain_ring()
     }
 
+    /// A queue of so few entries, whatever the table takes: full all the time.
+    #[cfg(test)]
+    #[must_use]
+    pub(crate) fn with_entries(mut self, entries: u32) -> Self {
+        self.setup.entries = entries;
+        self
+    }
+
     /// How a write with `sync` becomes durable.
     #[must_use]
     pub fn with_durability(self, durability: Durability) -> Self {

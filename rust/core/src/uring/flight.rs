@@ -500,6 +500,18 @@ mod tests {
         }
     }
 
+    fn flight_of(op: Op) -> Flight {
+        let request = Request {
+            token: Token(1),
+            class: Class::Program,
+            op,
+        };
+        match Flight::sort(request, false) {
+            Way::Ring(flight) => flight,
+            _ => panic!("not for the ring"),
+        }
+    }
+
     fn write(sync: bool) -> Flight {
         flight(Op::Write {
             file: file(),
@@ -558,6 +570,61 @@ mod tests {
             submissions += 1;
         }
         assert_eq!(submissions, TRIES_MAX + 1);
+    }
+
+    #[test]
+    fn a_program_that_must_try_again_does_so_later_and_later() {
+        // No worker of the kernel takes it over, so the pause between two tries doubles; progress
+        // starts the count anew.
+        let mut flight = flight_of(Op::Read {
+            file: file(),
+            offset: 0,
+            length: BLOCK,
+            buffer: Buffer::zeroed(BLOCK),
+        });
+        let mut before = Duration::ZERO;
+        for _ in 0..3 {
+            flight.entry(true);
+            let Step::Later(pause) = flight.on_answer(-libc::EAGAIN) else {
+                panic!("not later");
+            };
+            assert!(pause > before);
+            before = pause;
+        }
+        flight.entry(true);
+        assert!(matches!(flight.on_answer(10), Step::Again));
+        flight.entry(true);
+        assert!(matches!(
+            flight.on_answer(-libc::EAGAIN),
+            Step::Later(PAUSE)
+        ));
+        flight.give_up();
+        flight.entry(true);
+        let Step::Over(Err(error)) = flight.on_answer(-libc::EAGAIN) else {
+            panic!("given up and tried again");
+        };
+        assert_eq!(error.number("done"), Some(10));
+    }
+
+    #[test]
+    fn a_socket_that_says_try_again_is_waited_for() {
+        // Kernels that do not wait for sockets in non-blocking mode: readiness first, then again.
+        let mut flight = flight_of(Op::Recv {
+            socket: file(),
+            buffer: Buffer::zeroed(8),
+            exact: true,
+        });
+        flight.entry(true);
+        assert!(matches!(flight.on_answer(-libc::EAGAIN), Step::Again));
+        assert!(flight.until_ready);
+        flight.entry(true);
+        assert!(matches!(flight.on_answer(libc::POLLIN.into()), Step::Again));
+        assert!(!flight.until_ready);
+        flight.entry(true);
+        assert!(matches!(
+            flight.on_answer(8),
+            Step::Over(Ok(Answer::Count(8)))
+        ));
     }
 
     #[test]

@@ -1,4 +1,15 @@
-//! The segments of a log as they are now, and how far its readers have come.
+//! The segments of a log as they are now, and the readers that hold back their removal.
+//!
+//! A reader holds a pin from its first look to its last. A segment that truncation drops is
+//! retired to the log's collector, and its file goes when every pin that was taken before has
+//! gone. A reader that stands above what was dropped wants none of it, however long it lives: its
+//! pin is renewed for it, so that a follower that waits holds nothing back.
+//!
+//! # Always true
+//!
+//! 1. A pin is renewed only after the new one was taken and the reader was then seen at or above
+//!    the mark. What is dropped later is retired later, and the new pin holds it.
+//! 2. A reader's place only grows: an old value of it holds back more, never less.
 
 use std::sync::{
     Arc, Weak,
@@ -6,6 +17,8 @@ use std::sync::{
 };
 
 use crate::{
+    clock::SystemClock,
+    epoch::{BYTES_MAX, Collector, ITEMS_MAX, Kind, Load, OwnedPin, Work},
     ids::{Lsn, SegmentId},
     sync::{Mutex, lock},
 };
@@ -15,12 +28,65 @@ use super::{
     segment::End,
 };
 
+/// What truncation hands to the collector: everything up to the end of a dropped segment.
+pub(super) struct Retired {
+    /// The LSN after its last record.
+    pub(super) end: Lsn,
+}
+
+impl Work for Retired {
+    fn kind(&self) -> Kind {
+        Kind::Region
+    }
+}
+
+/// A reader's place and the pin that goes with it.
+pub(super) struct Hold {
+    position: AtomicU64,
+    /// `None` once the reader has let go.
+    pin: Mutex<Option<OwnedPin>>,
+}
+
+impl Hold {
+    /// The reader has come this far.
+    pub(super) fn moved_to(&self, position: Lsn) {
+        // Relaxed: see 2 above.
+        self.position.store(position.0, Ordering::Relaxed);
+    }
+
+    /// The reader wants nothing any more.
+    pub(super) fn let_go(&self) {
+        let pin = lock(&self.pin).take();
+        drop(pin);
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let position = self.position.load(Ordering::Relaxed);
+        f.debug_struct("Hold")
+            .field("position", &position)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The segments of a log as they are now. The log keeps it, readers look places up in it.
-#[derive(Debug)]
 pub struct Catalogue {
     segments: Mutex<Vec<SegmentSummary>>,
-    readers: Mutex<Vec<Weak<AtomicU64>>>,
+    readers: Mutex<Vec<Weak<Hold>>>,
     has_gaps: bool,
+    /// Base of the oldest segment that was not dropped. Only grows.
+    mark: AtomicU64,
+    collector: Collector<Retired>,
+}
+
+impl std::fmt::Debug for Catalogue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Catalogue")
+            .field("segments", &self.segments)
+            .field("mark", &self.mark)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Catalogue {
@@ -30,6 +96,14 @@ impl Catalogue {
             segments: Mutex::new(recovered.segments.clone()),
             readers: Mutex::default(),
             has_gaps: !recovered.report.damage.is_empty(),
+            mark: AtomicU64::new(0),
+            collector: Collector::for_owner(
+                Load {
+                    items: ITEMS_MAX,
+                    bytes: BYTES_MAX,
+                },
+                Arc::new(SystemClock::new()),
+            ),
         }
     }
 
@@ -56,15 +130,51 @@ impl Catalogue {
         lock(&self.segments).clone()
     }
 
-    /// The lowest LSN that a living reader still wants.
-    pub fn lowest_reader(&self) -> Option<Lsn> {
+    /// Pins that readers hold, and how many dropped segments wait for them.
+    pub fn held(&self) -> (usize, usize) {
+        let readers = lock(&self.readers);
+        let living = readers.iter().filter(|hold| hold.strong_count() > 0);
+        (living.count(), self.collector.load().items)
+    }
+
+    pub(super) fn collector(&self) -> &Collector<Retired> {
+        &self.collector
+    }
+
+    /// Base of the oldest segment that was not dropped.
+    pub(super) fn mark(&self) -> Lsn {
+        Lsn(self.mark.load(Ordering::Relaxed))
+    }
+
+    /// Nothing below `mark` is found any more by a reader that comes now.
+    pub(super) fn raise_mark(&self, mark: Lsn) {
+        self.mark.fetch_max(mark.0, Ordering::Relaxed);
+    }
+
+    /// Renews the pins of readers that want nothing of what was dropped.
+    pub(super) fn renew_holds(&self) {
         let mut readers = lock(&self.readers);
-        readers.retain(|reader| reader.strong_count() > 0);
-        let positions = readers.iter().filter_map(Weak::upgrade);
-        // Relaxed: a reader's place only grows, so an old value holds back more, never less.
-        positions
-            .map(|place| Lsn(place.load(Ordering::Relaxed)))
-            .min()
+        readers.retain(|hold| hold.strong_count() > 0);
+        let living: Vec<_> = readers.iter().filter_map(Weak::upgrade).collect();
+        drop(readers);
+        for hold in living {
+            let fresh = self.pin();
+            // The pin is taken, with its fence; now the look. See 1 above.
+            let position = hold.position.load(Ordering::Relaxed);
+            if position >= self.mark.load(Ordering::Relaxed)
+                || cfg!(mutant = "hold_renewed_blindly")
+            {
+                // One that has let go stays so.
+                let before = lock(&hold.pin)
+                    .as_mut()
+                    .map(|pin| std::mem::replace(pin, fresh));
+                drop(before);
+            }
+        }
+    }
+
+    fn pin(&self) -> OwnedPin {
+        self.collector.pin(Some("log reader"))
     }
 
     /// Whether records may be missing between its segments: the log was salvaged.
@@ -84,7 +194,13 @@ impl Catalogue {
         segments.get(at).cloned()
     }
 
-    pub(super) fn register(&self, position: &Arc<AtomicU64>) {
-        lock(&self.readers).push(Arc::downgrade(position));
+    /// Holds back everything from `position` on, unless it was dropped before.
+    pub(super) fn hold(&self, position: Lsn) -> Arc<Hold> {
+        let hold = Arc::new(Hold {
+            position: AtomicU64::new(position.0),
+            pin: Mutex::new(Some(self.pin())),
+        });
+        lock(&self.readers).push(Arc::downgrade(&hold));
+        hold
     }
 }

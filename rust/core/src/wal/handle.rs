@@ -289,6 +289,11 @@ impl LogReader {
         self.reader.next_batch(&mut io, durable, records_max)
     }
 
+    /// Holds nothing back any more; for a reader that is about to be dropped elsewhere.
+    pub fn let_go(&self) {
+        self.reader.let_go();
+    }
+
     /// LSN of the next record it gives.
     pub fn position(&self) -> Lsn {
         self.reader.position()

@@ -284,6 +284,11 @@ impl PendingAppend {
     pub fn cancel(&self) -> bool {
         self.admission.cancel()
     }
+
+    /// The records of an append that left the line unwritten, to be freed by whoever drops them.
+    pub fn take_back(&self) -> Option<impl Send + 'static> {
+        self.admission.take_back()
+    }
 }
 
 /// The watermarks of a log.

@@ -11,10 +11,7 @@
 //! 2. Records come in LSN order without gaps; what cannot be read is an error, never left out.
 //! 3. Memory is bounded by one chunk or one frame, and by the batches that are still held.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -23,6 +20,7 @@ use crate::{
 };
 
 use super::{
+    catalogue::Hold,
     frame::{Expected, FRAME_HEADER_BYTES, FrameFault, FrameHeader, RECORD_DATA, Seed},
     recovery::{Damage, SegmentSummary},
     recycle::open_shared,
@@ -110,7 +108,7 @@ pub struct Reader {
     dir: File,
     next: Lsn,
     stop: Option<Lsn>,
-    position: Arc<AtomicU64>,
+    hold: Arc<Hold>,
     place: Option<Place>,
     chunk: Arc<Buffer>,
     chunk_bytes: usize,
@@ -158,10 +156,10 @@ impl Reader {
         stop: Option<Lsn>,
     ) -> Result<Self> {
         let start = start.max(Lsn::FIRST);
-        let position = Arc::new(AtomicU64::new(start.0));
-        // Registered before the look: what truncation removes after it was not wanted.
-        catalogue.register(&position);
+        // Held before the look: what truncation drops after it stays.
+        let hold = catalogue.hold(start);
         let oldest = catalogue.oldest();
+        let oldest = oldest.map(|oldest| oldest.max(catalogue.mark()));
         if let Some(oldest) = oldest.filter(|oldest| start < *oldest && !catalogue.has_gaps()) {
             return Err(removed(start, oldest));
         }
@@ -170,7 +168,7 @@ impl Reader {
             dir,
             next: start,
             stop,
-            position,
+            hold,
             place: None,
             chunk: Arc::new(Buffer::zeroed(0)),
             chunk_bytes: READ_BYTES,
@@ -185,6 +183,11 @@ impl Reader {
             chunk_bytes,
             ..self
         }
+    }
+
+    /// Holds nothing back any more. What it reads after this may have been removed.
+    pub fn let_go(&self) {
+        self.hold.let_go();
     }
 
     /// LSN of the next record it gives.
@@ -222,8 +225,7 @@ impl Reader {
                 }
                 other => other?,
             };
-            // Relaxed: see `lowest_reader`.
-            self.position.store(self.next.0, Ordering::Relaxed);
+            self.hold.moved_to(self.next);
             if batch.is_some() {
                 return Ok(batch);
             }

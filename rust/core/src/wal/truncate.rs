@@ -1,17 +1,20 @@
 //! Dropping whole segments from the old end.
 //!
-//! A segment is dropped when everything in it lies below the truncation mark. Its file goes when
-//! no reader that began before wants it any more, oldest first, each removal durable before the
-//! next one begins, so that no crash leaves a hole in the middle.
+//! A segment is dropped when everything in it lies below the truncation mark. It is retired to the
+//! log's collector, and its file goes when no reader that began before wants it any more, oldest
+//! first, each removal durable before the next one begins, so that no crash leaves a hole in the
+//! middle. A removal that fails is tried again by the next one.
 
 use crate::{
+    epoch::Budget,
     error::{Error, ErrorKind, Result},
     ids::Lsn,
     io::{Blocking, File},
-    sync::{Arc, AtomicU64, Ordering},
+    sync::{Arc, AtomicU64, Mutex, Ordering, lock},
 };
 
 use super::{
+    catalogue::Retired,
     reader::Catalogue,
     recovery::SegmentSummary,
     recycle::Spares,
@@ -23,8 +26,10 @@ use super::{
 pub(crate) struct Segments {
     catalogue: Arc<Catalogue>,
     spares: Spares,
-    /// Base of the oldest segment that was not dropped. Only grows.
-    mark: AtomicU64,
+    /// Everything below was handed to the collector.
+    retired: Mutex<Lsn>,
+    /// The files of everything below may go: no reader wants them.
+    released: AtomicU64,
 }
 
 impl Segments {
@@ -32,10 +37,10 @@ impl Segments {
         let segments = Self {
             catalogue: Arc::new(catalogue),
             spares,
-            mark: AtomicU64::new(0),
+            retired: Mutex::new(Lsn(0)),
+            released: AtomicU64::new(0),
         };
-        let first = segments.first();
-        segments.mark.store(first.0, Ordering::Relaxed);
+        segments.catalogue.raise_mark(segments.first());
         segments
     }
 
@@ -56,7 +61,7 @@ impl Segments {
 
     /// The first LSN that counts as there.
     pub(crate) fn first(&self) -> Lsn {
-        let mark = Lsn(self.mark.load(Ordering::Relaxed));
+        let mark = self.catalogue.mark();
         let list = self.catalogue.list();
         list.iter()
             .map(SegmentSummary::base)
@@ -66,7 +71,7 @@ impl Segments {
 
     /// How many segments can be read.
     pub(crate) fn count(&self) -> usize {
-        let mark = Lsn(self.mark.load(Ordering::Relaxed));
+        let mark = self.catalogue.mark();
         let list = self.catalogue.list();
         list.iter().filter(|one| one.base() >= mark).count()
     }
@@ -78,37 +83,81 @@ impl Segments {
             .iter()
             .find(|one| one.end.is_none_or(|end| end.next > lsn));
         if let Some(kept) = kept {
-            self.mark.fetch_max(kept.base().0, Ordering::Relaxed);
+            self.catalogue.raise_mark(kept.base());
         }
+        self.retire(&list);
         self.first()
+    }
+
+    /// Hands what lies below the mark to the collector, each segment once, oldest first.
+    fn retire(&self, list: &[SegmentSummary]) {
+        let mark = self.catalogue.mark();
+        let mut retired = lock(&self.retired);
+        let dropped = list.iter().filter(|one| one.base() < mark);
+        for end in dropped.filter_map(|one| one.end) {
+            if end.next <= *retired {
+                continue;
+            }
+            // Without room the next truncation hands it over.
+            let Ok(permit) = self.catalogue.collector().reserve(0) else {
+                return;
+            };
+            permit.push(Retired { end: end.next });
+            *retired = end.next;
+        }
     }
 
     /// Removes the files of dropped segments that no reader wants, or keeps them as spares. One
     /// caller at a time. Returns how many went.
     pub(crate) fn remove_files(&self, io: &mut Blocking<'_>, dir: &File) -> Result<u64> {
-        let mut gone = 0;
-        while let Some(oldest) = self.next_to_remove() {
-            self.spares.dispose(io, dir, &oldest)?;
-            self.catalogue.remove(oldest.id());
-            gone += 1;
+        let (mut gone, mut failure) = (0, None);
+        self.seal();
+        self.catalogue
+            .collector()
+            .collect_by(Budget::ALL, |region, _| {
+                self.released.fetch_max(region.end.0, Ordering::Relaxed);
+                let outcome = match &failure {
+                    None => self.remove_released(io, dir, &mut gone),
+                    Some(error) => Err(Error::clone(error)),
+                };
+                if let Err(error) = &outcome {
+                    failure.get_or_insert_with(|| error.clone());
+                }
+                outcome
+            });
+        match failure {
+            Some(error) => Err(error),
+            // What an earlier call could not remove.
+            None => self.remove_released(io, dir, &mut gone).map(|()| gone),
         }
-        Ok(gone)
     }
 
     /// Whether [`remove_files`](Self::remove_files) would remove something.
     pub(crate) fn is_removal_due(&self) -> bool {
-        self.next_to_remove().is_some()
+        self.seal();
+        self.catalogue.collector().is_ready() || self.next_to_remove().is_some()
+    }
+
+    /// Seals what was retired, and only then renews the pins of readers that do not want it: a
+    /// pin that is younger than the seal does not hold it.
+    fn seal(&self) {
+        self.catalogue.collector().is_ready();
+        self.catalogue.renew_holds();
+    }
+
+    fn remove_released(&self, io: &mut Blocking<'_>, dir: &File, gone: &mut u64) -> Result<()> {
+        while let Some(oldest) = self.next_to_remove() {
+            self.spares.dispose(io, dir, &oldest)?;
+            self.catalogue.remove(oldest.id());
+            *gone += 1;
+        }
+        Ok(())
     }
 
     fn next_to_remove(&self) -> Option<SegmentSummary> {
         let oldest = self.catalogue.list().into_iter().next()?;
-        let dropped = oldest.base().0 < self.mark.load(Ordering::Relaxed);
         let end = oldest.end?.next;
-        let wanted = self
-            .catalogue
-            .lowest_reader()
-            .is_some_and(|reader| reader < end);
-        (dropped && !wanted).then_some(oldest)
+        (end.0 <= self.released.load(Ordering::Relaxed)).then_some(oldest)
     }
 }
 

@@ -72,6 +72,46 @@ fn truncation_drops_whole_segments_and_a_reader_keeps_its_own() {
 }
 
 #[test]
+fn a_follower_that_waits_holds_nothing_back() {
+    // It stands above what is dropped and lives on: the files go, and it reads what comes next.
+    let disk = SimDisk::seeded(1);
+    let mut rig = Rig::open(&disk, small(), 1).unwrap();
+    for _ in 0..100 {
+        rig.submit(&[7; 1000]).unwrap();
+        rig.settle();
+    }
+    let segments = Arc::clone(rig.opened.appender.0.segments.catalogue());
+    let dir = rig.opened.dir.clone();
+    let mut follower = Reader::new(segments, dir, Lsn(1), None).unwrap();
+    let mut backend = disk.backend().unwrap();
+    let mut io = Blocking::new(&mut *backend);
+    while follower
+        .next_batch(&mut io, Lsn(100), 64)
+        .unwrap()
+        .is_some()
+    {}
+    let before = log_files(&disk).len();
+    rig.truncate_before(Lsn(60)).unwrap();
+    assert!(log_files(&disk).len() < before, "held by a follower above");
+    for _ in 0..100 {
+        rig.submit(&[8; 1000]).unwrap();
+        rig.settle();
+    }
+    // What came after it stands is its own again, dropped or not.
+    rig.truncate_before(Lsn(190)).unwrap();
+    rig.truncate_before(Lsn(190)).unwrap();
+    let mut next = Lsn(101);
+    while let Some(batch) = follower.next_batch(&mut io, Lsn(200), 64).unwrap() {
+        assert_eq!(batch.first(), next);
+        next = next.plus(batch.len() as u64);
+    }
+    assert_eq!(next, Lsn(201));
+    let before = log_files(&disk).len();
+    rig.truncate_before(Lsn(190)).unwrap();
+    assert!(log_files(&disk).len() < before);
+}
+
+#[test]
 fn truncation_never_touches_the_active_segment() {
     // Truncating above everything leaves the LSNs going on where they were, also after a restart.
     let disk = SimDisk::seeded(1);

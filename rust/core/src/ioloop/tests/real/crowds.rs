@@ -76,15 +76,10 @@ fn a_storm_of_cancels_and_resubmissions_loses_nothing(make: Make) {
     let mut rig = Rig::new(make, settings(512));
     let file = rig.open("a", libc::O_RDWR | libc::O_CREAT);
     let mut pairs: Vec<_> = (0..COUNT).map(|_| pair()).collect();
-    let exact = |socket: &File| Ask::Recv {
-        socket: socket.clone(),
-        length: 4,
-        exact: true,
-    };
     let mut kept = Vec::new();
     let mut gone = Vec::new();
     for (at, (_, socket)) in pairs.iter().enumerate() {
-        let (tag, id) = rig.ask(exact(socket), None);
+        let (tag, id) = rig.ask(exact(socket, 4), None);
         if at % 2 == 0 {
             kept.push((at, tag));
         } else {
@@ -123,6 +118,135 @@ fn a_storm_of_cancels_and_resubmissions_loses_nothing(make: Make) {
         rig.engine.turn(Wait::Never);
     }
     assert!(gone.iter().all(|(tag, _)| !rig.inbox.has(*tag)));
+}
+
+/// More fresh requests in one turn than the queue takes are all submitted.
+fn a_queue_full_of_fresh_requests_is_emptied(make: Make) {
+    let mut rig = Rig::new(make, settings(256));
+    let file = rig.open("a", libc::O_RDWR | libc::O_CREAT);
+    let writes: Vec<_> = (0..200)
+        .map(|at| {
+            let ask = Ask::Write {
+                file: file.clone(),
+                offset: at * 16,
+                buffers: vec![filled(16, at as u8)],
+                sync: false,
+            };
+            rig.ask(ask, None).0
+        })
+        .collect();
+    for tag in writes {
+        assert_eq!(count(rig.wait(tag)), 16);
+    }
+}
+
+fn exact(socket: &File, length: usize) -> Ask {
+    Ask::Recv {
+        socket: socket.clone(),
+        length,
+        exact: true,
+    }
+}
+
+/// More cancels in one turn than the queue takes are all sent.
+fn a_queue_full_of_cancels_is_emptied(make: Make) {
+    let mut rig = Rig::new(make, settings(256));
+    let pairs: Vec<_> = (0..200).map(|_| pair()).collect();
+    let asked: Vec<_> = pairs
+        .iter()
+        .map(|(_, socket)| rig.ask(exact(socket, 1), None).1)
+        .collect();
+    // All of them are with the kernel, not in a line before it.
+    while rig.handle.statistics().in_flight < 200 {
+        rig.engine.turn(Wait::Never);
+    }
+    for _ in 0..200 {
+        rig.engine.turn(Wait::Never);
+    }
+    for id in asked {
+        rig.handle.forget(id);
+    }
+    let begun = std::time::Instant::now();
+    while rig.handle.statistics().pending > 0 {
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "a cancel was lost"
+        );
+        rig.engine.turn(Wait::Never);
+    }
+    assert_eq!(rig.inbox.len(), 0);
+}
+
+/// More requests that need another submission in one turn than the queue takes all get it.
+fn a_queue_full_of_resubmissions_is_emptied(make: Make) {
+    let mut rig = Rig::new(make, settings(256));
+    let mut pairs: Vec<_> = (0..200).map(|_| pair()).collect();
+    let asked: Vec<_> = pairs
+        .iter()
+        .map(|(_, socket)| rig.ask(exact(socket, 3), None).0)
+        .collect();
+    for _ in 0..200 {
+        rig.engine.turn(Wait::Never);
+    }
+    for part in [b"a", b"b", b"c"] {
+        for (ours, _) in &mut pairs {
+            std::io::Write::write_all(ours, part).unwrap();
+        }
+        for _ in 0..20 {
+            rig.engine.turn(Wait::Never);
+        }
+    }
+    for tag in asked {
+        assert_eq!(bytes(rig.wait(tag)), b"abc");
+    }
+}
+
+/// What is counted adds up: every submission ends once, and every answer was timed once.
+fn the_numbers_add_up(make: Make) {
+    let mut rig = Rig::new(make, settings(8));
+    let file = rig.open("a", libc::O_RDWR | libc::O_CREAT);
+    let (mut ours, socket) = pair();
+    let (received, _) = rig.ask(exact(&socket, 4), None);
+    let (_, gone) = rig.ask(exact(&pair().1, 1), None);
+    let (late, _) = rig.ask(exact(&pair().1, 1), Some(rig.after(10)));
+    rig.handle.forget(gone);
+    for part in [b"ab", b"cd"] {
+        std::io::Write::write_all(&mut ours, part).unwrap();
+        for _ in 0..20 {
+            rig.engine.turn(Wait::Never);
+        }
+    }
+    rig.wait(received).unwrap();
+    let writes: Vec<_> = (0..20)
+        .map(|_| {
+            let ask = Ask::Write {
+                file: file.clone(),
+                offset: 0,
+                buffers: vec![filled(16, 1)],
+                sync: true,
+            };
+            rig.ask(ask, None).0
+        })
+        .collect();
+    for tag in writes {
+        rig.wait(tag).unwrap();
+    }
+    rig.clock.advance(Duration::from_millis(20));
+    let _ended_or_late = rig.wait(late);
+    while rig.handle.statistics().pending > 0 {
+        rig.engine.turn(Wait::Never);
+    }
+    let seen = rig.handle.statistics();
+    assert_eq!((seen.submitted, seen.in_flight, seen.orphaned), (24, 0, 1));
+    assert_eq!(seen.submitted, seen.completed + seen.cancelled_before);
+    let timed: u64 = seen.device_time.iter().map(|(_, times)| times.count).sum();
+    assert_eq!(timed, seen.completed);
+    let waited: u64 = seen.queue_wait.iter().map(|(_, times)| times.count).sum();
+    assert_eq!(waited, seen.completed);
+    assert_eq!(
+        (seen.leaked_requests, seen.abandoned, seen.overflows),
+        (0, 0, 0)
+    );
 }
 
 /// Answers counted, with a wake for whoever waits.
@@ -218,5 +342,9 @@ fn a_storm_of_wakes_loses_none(make: Make) {
 on_every_backend! {
     ten_thousand_receives_all_expire
     a_storm_of_cancels_and_resubmissions_loses_nothing
+    a_queue_full_of_fresh_requests_is_emptied
+    a_queue_full_of_cancels_is_emptied
+    a_queue_full_of_resubmissions_is_emptied
+    the_numbers_add_up
     a_storm_of_wakes_loses_none
 }

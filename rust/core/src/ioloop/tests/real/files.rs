@@ -274,6 +274,38 @@ fn cached_reads_need_no_loop(make: Make) {
     assert_eq!(rig.handle.statistics().cached_hits, 2);
 }
 
+/// A direct read that goes beyond the end of the file is short by what is missing, although the
+/// end lies where no direct read could begin.
+fn a_direct_read_ends_at_the_end_of_the_file(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let file = rig.open("a", CREATE);
+    let ask = Ask::Write {
+        file,
+        offset: 0,
+        buffers: vec![filled(BLOCK + 1000, 1)],
+        sync: true,
+    };
+    rig.run(ask).unwrap();
+    let open = Ask::Open {
+        path: rig.path("a"),
+        flags: libc::O_RDONLY | libc::O_DIRECT,
+        mode: 0,
+    };
+    let file = match rig.run(open) {
+        Ok(Reply::File(file)) => file,
+        // Not on this filesystem.
+        Err(error) if error.errno() == Some(libc::EINVAL) => return,
+        other => panic!("{other:?}"),
+    };
+    let ask = Ask::Read {
+        file,
+        offset: 0,
+        length: 4 * BLOCK,
+        partial: true,
+    };
+    assert_eq!(bytes(rig.run(ask)), filled(BLOCK + 1000, 1)[..]);
+}
+
 on_every_backend! {
     every_file_operation_does_what_it_says
     names_and_lengths_follow_their_orders
@@ -283,4 +315,5 @@ on_every_backend! {
     a_close_waits_for_those_who_use_the_file
     many_timed_requests_pass_a_small_table
     cached_reads_need_no_loop
+    a_direct_read_ends_at_the_end_of_the_file
 }

@@ -143,6 +143,13 @@ fn plain(clock: Arc<dyn Clock>, size: usize) -> Box<dyn Backend> {
         .unwrap()
 }
 
+/// A queue much smaller than the table: full queues and overflowing completions all the time.
+fn crowded(clock: Arc<dyn Clock>, size: usize) -> Box<dyn Backend> {
+    let disk = UringDisk::probe(clock, None).unwrap();
+    let disk = disk.with_capacity(size).with_entries(4);
+    disk.backend().unwrap()
+}
+
 fn guest(clock: Arc<dyn Clock>, size: usize) -> Box<dyn Backend> {
     let disk = UringDisk::probe(clock, None).unwrap();
     disk.with_capacity(size).for_guests().backend().unwrap()
@@ -161,6 +168,7 @@ macro_rules! on_every_backend {
         pub(super) const RULES: &[(&str, fn(super::Make))] = &[$((stringify!($rule), $rule)),*];
         on_every_backend! { @one tuned: $($rule)* }
         on_every_backend! { @one plain: $($rule)* }
+        on_every_backend! { @one crowded: $($rule)* }
         on_every_backend! { @one guest: $($rule)* }
         on_every_backend! { @one threads: $($rule)* }
     };

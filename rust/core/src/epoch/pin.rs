@@ -1,0 +1,332 @@
+//! Pins, and the epoch up to which nobody can be looking any more.
+//!
+//! ```text
+//! reader      load global e | store slot = e | FENCE | look at what is linked
+//! retirer     unlink | push .... collector: pop | FENCE | load global s: the bag's epoch
+//! collector   load global g | FENCE | look at every slot --> safe = min(g, pins seen)
+//! ```
+//!
+//! A bag sealed with `s` runs once `s < safe`.
+//!
+//! # Always true
+//!
+//! 1. A reader that still sees what a bag unlinked keeps it from running. If the reader's fence
+//!    comes after the sealing fence, the reader sees it unlinked. If it comes before, the reader
+//!    loaded the global epoch before the sealer did, so `e <= s`; and the collector, which saw
+//!    `s < g`, has its fence after the sealing one, so it sees the slot at `e` and `safe <= e`.
+//! 2. Safe once is safe for ever: a pin the collector missed has its fence after the
+//!    collector's, and so after the sealing fence of every bag below `g`.
+//! 3. A slot that is read as empty or as pinned anew is read with everything its holder did
+//!    under the pin before (Release in `clear` and `publish`, Acquire in `safe`).
+//! 4. The global epoch starts at 1 and only grows; a slot of 0 means "not pinned".
+//!
+//! The global epoch moves whether or not somebody is pinned; what a stalled pin holds back is the
+//! safe epoch. A timer is never a reason.
+
+use std::{cell::Cell, sync::Arc, time::Duration};
+
+use crossbeam::utils::CachePadded;
+
+use super::{statistics::OldestPin, work::Books};
+use crate::{
+    clock::{Clock, Mono},
+    sync::{AtomicU64, Mutex, Ordering, Queue, fence, lock},
+};
+
+const NOT_PINNED: u64 = 0;
+
+/// Where one holder publishes its pin.
+pub(super) struct Slot {
+    /// The epoch it saw, or [`NOT_PINNED`].
+    epoch: AtomicU64,
+    /// How often it was pinned, so that one long pin is told from many short ones.
+    turns: AtomicU64,
+    /// When it was pinned, in nanoseconds and one more; 0 if its holder did not look at a clock.
+    since: AtomicU64,
+    label: Mutex<Option<Arc<str>>>,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            epoch: AtomicU64::new(NOT_PINNED),
+            turns: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+            label: Mutex::new(None),
+        }
+    }
+
+    #[inline]
+    fn publish(&self, epoch: u64) {
+        // One writer: the holder. Relaxed: only tells turns apart.
+        let turns = self.turns.load(Ordering::Relaxed);
+        self.turns.store(turns.wrapping_add(1), Ordering::Relaxed);
+        // Release: partner is the Acquire in `safe`; see 3 above.
+        self.epoch.store(epoch, Ordering::Release);
+        if !cfg!(mutant = "epoch_pin_without_fence") {
+            // Partners: the fences in `safe` and `seal_epoch`; see 1 above.
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    #[inline]
+    fn clear(&self) {
+        let order = if cfg!(mutant = "epoch_unpin_relaxed") {
+            Ordering::Relaxed
+        } else {
+            // Release: partner is the Acquire in `safe`.
+            Ordering::Release
+        };
+        self.epoch.store(NOT_PINNED, order);
+    }
+}
+
+/// A slot and what the last look at it saw.
+struct Entry {
+    slot: Arc<CachePadded<Slot>>,
+    /// Turn and time at which this turn was first seen.
+    seen: Option<(u64, Mono)>,
+    /// The turn that was reported as stalled.
+    reported: Option<u64>,
+}
+
+impl Entry {
+    /// The pin, if there is one. Remembers when it was first seen.
+    fn look(&mut self, now: Mono) -> Option<OldestPin> {
+        let epoch = self.slot.epoch.load(Ordering::Relaxed);
+        if epoch == NOT_PINNED {
+            return None;
+        }
+        let turn = self.slot.turns.load(Ordering::Relaxed);
+        let first_seen = match self.seen {
+            Some((seen, at)) if seen == turn => at,
+            _ => now,
+        };
+        self.seen = Some((turn, first_seen));
+        let since = match self.slot.since.load(Ordering::Relaxed) {
+            0 => first_seen,
+            nanos => Mono(nanos - 1),
+        };
+        Some(OldestPin {
+            label: lock(&self.slot.label).clone(),
+            epoch,
+            age: now.since(since),
+        })
+    }
+}
+
+/// The global epoch and everybody who may be pinned.
+pub(super) struct Domain {
+    epoch: CachePadded<AtomicU64>,
+    registry: Mutex<Vec<Entry>>,
+    free: Queue<Arc<CachePadded<Slot>>>,
+}
+
+impl Domain {
+    pub(super) fn new() -> Self {
+        Self {
+            epoch: CachePadded::new(AtomicU64::new(1)),
+            registry: Mutex::new(Vec::new()),
+            free: Queue::new(),
+        }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// The epoch to seal with: the global one, read after everything in the bag was unlinked.
+    pub(super) fn seal_epoch(&self) -> u64 {
+        // Partner: the fence in `publish`.
+        fence(Ordering::SeqCst);
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Moves the global epoch on, so that what was sealed in this one can become safe. Only the
+    /// holder of the limbo calls it.
+    pub(super) fn advance(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The oldest epoch that a live pin may have seen.
+    pub(super) fn safe(&self) -> u64 {
+        let now = self.epoch.load(Ordering::Relaxed);
+        let registry = lock(&self.registry);
+        // Partner: the fence in `publish`.
+        fence(Ordering::SeqCst);
+        if cfg!(mutant = "epoch_advance_past_pin") {
+            return now;
+        }
+        let pinned = registry
+            .iter()
+            // Acquire: partners are the Releases in `publish` and `clear`.
+            .map(|entry| entry.slot.epoch.load(Ordering::Acquire))
+            .filter(|epoch| *epoch != NOT_PINNED);
+        pinned.min().map_or(now, |oldest| oldest.min(now))
+    }
+
+    /// Whether nobody is pinned who could see what the caller has just unlinked.
+    pub(super) fn is_clear(&self) -> bool {
+        let registry = lock(&self.registry);
+        // Partner: the fence in `publish`.
+        fence(Ordering::SeqCst);
+        let mut slots = registry.iter();
+        // Acquire: partners are the Releases in `publish` and `clear`.
+        slots.all(|entry| entry.slot.epoch.load(Ordering::Acquire) == NOT_PINNED)
+    }
+
+    /// Pins held now, and the oldest of them.
+    pub(super) fn pins(&self, now: Mono) -> (usize, Option<OldestPin>) {
+        let mut registry = lock(&self.registry);
+        let pins: Vec<_> = registry.iter_mut().filter_map(|e| e.look(now)).collect();
+        let count = pins.len();
+        (count, pins.into_iter().max_by_key(|pin| pin.age))
+    }
+
+    /// Pins held for `after` or longer that were not reported yet.
+    pub(super) fn stalled(&self, now: Mono, after: Duration) -> Vec<OldestPin> {
+        let mut registry = lock(&self.registry);
+        let mut found = Vec::new();
+        for entry in registry.iter_mut() {
+            let Some(pin) = entry.look(now) else { continue };
+            let turn = entry.seen.map(|(turn, _)| turn);
+            if pin.age >= after && entry.reported != turn {
+                entry.reported = turn;
+                found.push(pin);
+            }
+        }
+        found
+    }
+
+    /// How many slots were ever made.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn slots(&self) -> usize {
+        lock(&self.registry).len()
+    }
+
+    fn take_slot(&self) -> Arc<CachePadded<Slot>> {
+        if let Some(slot) = self.free.pop() {
+            return slot;
+        }
+        let slot = Arc::new(CachePadded::new(Slot::new()));
+        // A collector that does not see this entry let go of the registry before: its fence
+        // comes before that of the slot's first pin.
+        lock(&self.registry).push(Entry {
+            slot: Arc::clone(&slot),
+            seen: None,
+            reported: None,
+        });
+        slot
+    }
+}
+
+/// One thread's place to pin from, again and again. Pinning costs a store and a fence.
+pub struct Participant {
+    books: Arc<dyn Books>,
+    domain: Arc<Domain>,
+    slot: Arc<CachePadded<Slot>>,
+    depth: Cell<usize>,
+}
+
+impl Participant {
+    pub(super) fn new(books: Arc<dyn Books>, domain: Arc<Domain>, label: Option<&str>) -> Self {
+        let slot = domain.take_slot();
+        *lock(&slot.label) = label.map(Arc::from);
+        slot.since.store(0, Ordering::Relaxed);
+        Self {
+            books,
+            domain,
+            slot,
+            depth: Cell::new(0),
+        }
+    }
+
+    /// Pins. What is retired from now on is not reclaimed before the pin goes. Pins nest: the
+    /// outermost one counts.
+    #[inline]
+    pub fn pin(&self) -> Pin<'_> {
+        let depth = self.depth.get();
+        if depth == 0 {
+            self.slot.publish(self.domain.epoch());
+        }
+        self.depth.set(depth + 1);
+        Pin { participant: self }
+    }
+
+    /// Whether it holds a pin.
+    pub fn is_pinned(&self) -> bool {
+        self.depth.get() > 0
+    }
+
+    #[inline]
+    fn unpin(&self) {
+        let depth = self.depth.get() - 1;
+        self.depth.set(depth);
+        if depth == 0 || cfg!(mutant = "epoch_nested_unpin_publishes") {
+            self.slot.clear();
+            self.books.on_unpin(&self.books);
+        }
+    }
+}
+
+impl Drop for Participant {
+    fn drop(&mut self) {
+        // No `Pin` can be left; one that was forgotten ends here.
+        self.slot.clear();
+        *lock(&self.slot.label) = None;
+        self.domain.free.push(Arc::clone(&self.slot));
+    }
+}
+
+/// While it lives, nothing retired after it was taken is reclaimed. Stays on its thread.
+pub struct Pin<'a> {
+    participant: &'a Participant,
+}
+
+impl Drop for Pin<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.participant.unpin();
+    }
+}
+
+/// A pin with a slot of its own: it may go from thread to thread and be held across awaits.
+pub struct OwnedPin {
+    books: Arc<dyn Books>,
+    domain: Arc<Domain>,
+    slot: Arc<CachePadded<Slot>>,
+}
+
+impl OwnedPin {
+    pub(super) fn new(
+        books: Arc<dyn Books>,
+        domain: Arc<Domain>,
+        label: Option<&str>,
+        clock: &dyn Clock,
+    ) -> Self {
+        let slot = domain.take_slot();
+        *lock(&slot.label) = label.map(Arc::from);
+        let since = clock.now().0.saturating_add(1);
+        slot.since.store(since, Ordering::Relaxed);
+        slot.publish(domain.epoch());
+        Self {
+            books,
+            domain,
+            slot,
+        }
+    }
+
+    /// The epoch it saw.
+    pub fn epoch(&self) -> u64 {
+        self.slot.epoch.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for OwnedPin {
+    fn drop(&mut self) {
+        self.slot.clear();
+        *lock(&self.slot.label) = None;
+        self.domain.free.push(Arc::clone(&self.slot));
+        self.books.on_unpin(&self.books);
+    }
+}
