@@ -55,6 +55,10 @@ bench-timers: build-bench ## The timeout wheel against the loop's own timers, an
 	@$(PY) benches/python/timers.py $(BENCH_ARGS)
 	@cargo bench --locked --package millrace-benches --bench wheel
 
+.PHONY: bench-ways
+bench-ways: build ## A call that only comes back: by the port of the loop, and by pyo3-async-runtimes
+	@$(PY) benches/python/ways.py $(BENCH_ARGS)
+
 .PHONY: bench-quick
 bench-quick: build-bench ## The same cells, shorter: under five minutes, into build/bench-quick
 	@mkdir -p build/bench-quick

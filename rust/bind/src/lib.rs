@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! log, open, check, reader, ring, io, gc, ticket   what Python calls
+//! bridge                         long, rare operations, by way of a runtime of their own
+//! toll                           what the way back to a loop costs, for a benchmark
 //! operation                      what an asynchronous call returns
 //! current, loops, lines, jobs, queue   who waits for what, and where
 //! cleanup                        what is let go of, and who cleans it
@@ -14,6 +16,7 @@
 // Documentation of what Python sees is written the way Python writes it.
 #![allow(clippy::doc_markdown)]
 
+mod bridge;
 mod buffer;
 mod check;
 mod cleanup;
@@ -36,6 +39,7 @@ mod report;
 mod ring;
 mod shared;
 mod ticket;
+mod toll;
 mod wheel;
 
 /// The compiled half of Millrace; import `millrace` instead.
@@ -43,6 +47,7 @@ mod wheel;
 mod _core {
     #[pymodule_export]
     use super::{
+        bridge::end_bridge,
         check::{repair_log, verify_log},
         gc::{EpochGC, EpochPin},
         io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine},
@@ -53,6 +58,7 @@ mod _core {
         record::Record,
         ring::{Entry, Ring, RingTicket},
         ticket::Ticket,
+        toll::{come_back_by_bridge, come_back_by_port},
         wheel::{Handle, Timeout, TimeoutWheel},
     };
 

@@ -44,7 +44,7 @@ struct Door {
     why: &'static str,
 }
 
-const RUST_DOORS: [Door; 5] = [
+const RUST_DOORS: [Door; 6] = [
     Door {
         names: &[
             "Python::attach",
@@ -89,6 +89,12 @@ const RUST_DOORS: [Door; 5] = [
         within: &["rust/core/src/"],
         except: &["rust/core/src/uring/"],
         why: "only the uring backend knows the kernel's rings",
+    },
+    Door {
+        names: &["pyo3_async_runtimes::", "tokio::"],
+        within: &["rust/bind/src/", "rust/core/src/"],
+        except: &["rust/bind/src/bridge.rs"],
+        why: "only bridge.rs knows a second runtime",
     },
     Door {
         names: &["loom::"],
@@ -250,6 +256,15 @@ mod tests {
             count("rust/bind/src/log.rs", "fn f() { door::detach(py, || ()) }"),
             0
         );
+    }
+
+    #[test]
+    fn a_second_runtime_elsewhere_is_caught() {
+        // Belief: the crate of the bridge and its runtime are named in one file.
+        let text = "use pyo3_async_runtimes::generic;\nfn f() { tokio::spawn(g()) }";
+        assert_eq!(count("rust/bind/src/check.rs", text), 2);
+        assert_eq!(count("rust/core/src/wal/verify.rs", text), 2);
+        assert_eq!(count("rust/bind/src/bridge.rs", text), 0);
     }
 
     #[test]
