@@ -221,10 +221,10 @@ impl Operation {
     fn abandon(&self) {
         match self.take() {
             State::Fresh(Source::InLine { pending, .. })
-            | State::Begun(Source::InLine { pending, .. }) => {
-                if pending.cancel() {
-                    free(&pending);
-                }
+            | State::Begun(Source::InLine { pending, .. })
+                if pending.cancel() =>
+            {
+                free(&pending);
             }
             State::Fresh(Source::Job(job))
             | State::Begun(Source::Job(job))
