@@ -24,6 +24,7 @@ mod deliver;
 mod door;
 mod error;
 mod gc;
+mod hand;
 mod jobs;
 mod lines;
 mod log;
