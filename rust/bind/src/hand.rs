@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use pyo3::{exceptions::PyException, prelude::*};
 
-use crate::{
-    loops::{self, LoopPort},
-    shared::Shared,
-};
+use crate::{current, loops::LoopPort, shared::Shared};
 
 /// See the module.
 pub enum Hand {
@@ -29,7 +26,7 @@ impl Hand {
         if !log.appender.is_turned_by_callers() {
             return Ok(Self::Driver);
         }
-        match loops::port_here(py) {
+        match current::port_here(py) {
             Ok(Some(port)) => Ok(Self::Loop(port)),
             Ok(None) => Ok(Self::Caller),
             // A loop that cannot be told, for want of a descriptor say, does not keep a record

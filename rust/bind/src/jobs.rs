@@ -42,6 +42,9 @@ pub trait Answering: Send + Sync {
     /// Asks for one wake when the answer is there. False: it may be there already.
     fn subscribe(&self, waker: Waker) -> bool;
 
+    /// Woken without an answer: there may be something to say meanwhile.
+    fn on_wake(&self, _py: Python<'_>) {}
+
     /// Whether `withdraw` means anything now.
     fn can_withdraw(&self) -> bool {
         false

@@ -1,11 +1,11 @@
 //! The Python face of the engine: extract, call, convert.
 //!
 //! ```text
-//! log, open, check, reader, ring, gc, ticket   what Python calls
+//! log, open, check, reader, ring, io, gc, ticket   what Python calls
 //! bridge                         long, rare operations, by way of a runtime of their own
 //! toll                           what the way back to a loop costs, for a benchmark
 //! operation                      what an asynchronous call returns
-//! loops, lines, jobs, queue      who waits for what, and where
+//! current, loops, lines, jobs, queue   who waits for what, and where
 //! cleanup                        what is let go of, and who cleans it
 //! shared                         what the handles of one log have in common
 //! wheel                          deadlines of an event loop, all on its one timer
@@ -20,11 +20,13 @@ mod bridge;
 mod buffer;
 mod check;
 mod cleanup;
+mod current;
 mod deliver;
 mod door;
 mod error;
 mod gc;
 mod hand;
+mod io;
 mod jobs;
 mod lines;
 mod log;
@@ -49,6 +51,7 @@ mod _core {
         bridge::end_bridge,
         check::{repair_log, verify_log},
         gc::{EpochGC, EpochPin},
+        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine},
         log::Log,
         open::{backend_info, check_settings, open_log},
         operation::Operation,

@@ -420,6 +420,7 @@ def test_a_loop_that_cannot_be_told_fails_no_submit(directory: Path) -> None:
     asyncio.run(_closed(log))
 
 
+@pytest.mark.usefixtures("needs_loop_driver")
 def test_an_interrupt_while_a_loop_is_told_claims_nothing(directory: Path) -> None:
     # Who is interrupted is told so, and the record is not there.
     class Interrupted(asyncio.SelectorEventLoop):

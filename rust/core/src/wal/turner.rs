@@ -247,7 +247,7 @@ impl Turner {
             self.told.stop();
         }
         while let Next::Wait(wait) = self.step(shared, engine, Who::Thread) {
-            let must_stop = shared.is_winding_down() && !cfg!(mutant = "leader_keeps_turning");
+            let must_stop = shared.is_winding_down();
             if is_over() || must_stop || self.has_passed(deadline) {
                 break;
             }

@@ -13,8 +13,11 @@ use crate::source::{Language, Source};
 pub const UNSAFE_FILES: &[(&str, &str)] = &[
     ("rust/bind/src/buffer.rs", "copies out of an exported Python buffer"),
     ("rust/bind/src/door.rs", "asks which interpreter this thread is attached to"),
+    ("rust/bind/src/io/guest.rs", "duplicates a descriptor that the engine keeps open"),
+    ("rust/bind/src/io/memory.rs", "memory of the engine behind Python's buffer protocol"),
+    ("rust/bind/src/io/sockets.rs", "asks the kernel which socket a descriptor is"),
     ("rust/bind/src/jobs.rs", "one pool of workers per process, never freed"),
-    ("rust/bind/src/loops.rs", "compares what the thread's dictionary says about the running loop"),
+    ("rust/bind/src/current.rs", "compares what the thread's dictionary says about the running loop"),
     ("rust/bind/src/record.rs", "takes records, which can be in no cycle, from the collector"),
     ("rust/bind/src/wheel/context.rs", "asks a context which mapping it refers to"),
     ("rust/bind/src/wheel/home.rs", "reads the monotonic clock that event loops count in"),

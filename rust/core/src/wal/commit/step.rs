@@ -28,11 +28,7 @@ impl Committer {
     pub(crate) fn step(&mut self, backend: &mut dyn Backend) -> Next {
         self.wait(backend, Wait::Never);
         loop {
-            let next = if cfg!(mutant = "step_tidies_up") {
-                self.turn(backend)
-            } else {
-                self.go_on(backend)
-            };
+            let next = self.go_on(backend);
             if next == Next::Done {
                 return next;
             }
