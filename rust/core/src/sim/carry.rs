@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
-    io::{Access, Answer, Buffer, File, Op, Open},
+    io::{Access, Answer, Buffer, File, Op, Open, Status},
 };
 
 /// Turns requests into effects.
@@ -87,6 +87,10 @@ impl World {
             Op::SyncDir { dir } => (self.dir(&dir, |dir| Effect::SyncDir { dir }), Some(dir)),
             Op::Length { file } => (
                 self.file(&file, |ino, _, _| Effect::Length { ino }),
+                Some(file),
+            ),
+            Op::Stat { file } => (
+                self.file(&file, |ino, _, _| Effect::Stat { ino }),
                 Some(file),
             ),
             Op::Sync { file } | Op::SyncData { file } => (
@@ -218,6 +222,12 @@ impl World {
             Effect::Open { dir, name, access } => self.open(*dir, name, *access, seq),
             Effect::List { dir } => Ok(self.names(*dir)),
             Effect::Length { ino } => Ok(Answer::Length(self.volume.inodes[*ino].cache.length())),
+            Effect::Stat { ino } => Ok(Answer::Status(Box::new(Status {
+                inode: *ino as u64,
+                links: self.volume.links(*ino),
+                length: self.volume.inodes[*ino].cache.length(),
+                ..Status::default()
+            }))),
             Effect::Read {
                 ino,
                 offset,
