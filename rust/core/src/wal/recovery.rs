@@ -231,7 +231,9 @@ pub(super) fn look_until_sure(
         }
         doubts += u32::from(doubt.is_some());
         if doubts >= LOOKS_MAX || io.now() >= deadline {
-            return Err(restless(found.err().filter(|error| error.errno().is_none())));
+            return Err(restless(
+                found.err().filter(|error| error.errno().is_none()),
+            ));
         }
         doubted = doubt;
         io.sleep(PAUSE)?;

@@ -163,7 +163,9 @@ fn a_copy_made_of_hard_links_keeps_its_bytes() {
     let content = || {
         disk.with(|world| {
             let inodes = spares.iter().map(|ino| &world.volume.inodes[*ino]);
-            inodes.map(|inode| inode.cache.fingerprint()).collect::<Vec<_>>()
+            inodes
+                .map(|inode| inode.cache.fingerprint())
+                .collect::<Vec<_>>()
         })
     };
     let before = content();
