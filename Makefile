@@ -55,6 +55,10 @@ bench-timers: build-bench ## The timeout wheel against the loop's own timers, an
 	@$(PY) benches/python/timers.py $(BENCH_ARGS)
 	@cargo bench --locked --package millrace-benches --bench wheel
 
+.PHONY: bench-ways
+bench-ways: build ## A call that only comes back: by the port of the loop, and by pyo3-async-runtimes
+	@$(PY) benches/python/ways.py $(BENCH_ARGS)
+
 .PHONY: bench-quick
 bench-quick: build-bench ## The same cells, shorter: under five minutes, into build/bench-quick
 	@mkdir -p build/bench-quick
@@ -129,13 +133,13 @@ test-python: $(STAMPS)/extension ## The Python tests
 	@$(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile -m "not torture"
 
 .PHONY: test-abi3
-test-abi3: $(STAMPS)/tools ## The tests of log and ring again, on the wheel for every Python
+test-abi3: $(STAMPS)/tools ## The tests of log, ring and I/O again, on the wheel for every Python
 	@rm -rf target/abi3/dist
 	@$(BIN)/maturin build --quiet --release --locked --out target/abi3/dist
 	@rm -rf target/abi3/site
 	@$(PY) -m pip install --quiet --no-deps --target target/abi3/site target/abi3/dist/*.whl
 	@PYTHONPATH=target/abi3/site $(PY) -c 'import millrace._core as m; assert "abi3" in m.__file__, m.__file__'
-	@PYTHONPATH=target/abi3/site $(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile tests/python/log tests/python/ring
+	@PYTHONPATH=target/abi3/site $(BIN)/pytest --numprocesses $(PYTEST_JOBS) --dist loadfile tests/python/log tests/python/ring tests/python/io
 
 .PHONY: lock
 lock: $(STAMPS)/venv ## Pin the Python tools anew (asks PyPI)

@@ -1,7 +1,11 @@
 """Millrace: local durability that never blocks an event loop."""
 
+from ._core import CloseReport as CloseReport
+from ._core import EngineBuffer as EngineBuffer
 from ._core import Entry as Entry
 from ._core import EpochPin as EpochPin
+from ._core import File as File
+from ._core import FileStatus as FileStatus
 from ._core import Handle as Handle
 from ._core import Operation as Operation
 from ._core import Record as Record
@@ -28,6 +32,7 @@ from .errors import PoisonedError as PoisonedError
 from .errors import ShortReadError as ShortReadError
 from .errors import TooLargeError as TooLargeError
 from .errors import VersionMismatch as VersionMismatch
+from .io import IoEngine as IoEngine
 from .log import Cursor as Cursor
 from .log import Log as Log
 from .parts import Backpressure as Backpressure
@@ -35,9 +40,13 @@ from .parts import EpochGC as EpochGC
 from .parts import Ring as Ring
 from .parts import TimeoutWheel as TimeoutWheel
 from .settings import GcSettings as GcSettings
+from .settings import IoSettings as IoSettings
 from .settings import LogSettings as LogSettings
+from .types import BackendInfo as BackendInfo
 from .types import Damage as Damage
 from .types import GcStatistics as GcStatistics
+from .types import Histogram as Histogram
+from .types import IoStatistics as IoStatistics
 from .types import LogStatistics as LogStatistics
 from .types import RecoveryReport as RecoveryReport
 from .types import RepairReport as RepairReport

@@ -1,22 +1,29 @@
 """What the extension module offers. Import `millrace` instead."""
 
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from os import PathLike
 from pathlib import Path
+from socket import socket
 from types import GenericAlias, TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, TypeVarTuple, final
+from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, TypeVarTuple, final
 
 from typing_extensions import Buffer, disjoint_base
 
 from .parts import Backpressure
-from .settings import GcSettings, LogSettings
-from .types import Durability, LogState
+from .settings import GcSettings, IoSettings, LogSettings
+from .types import BackendName, Durability, IoState, LogState
 
 __all__ = [
+    "CloseReport",
+    "EngineBuffer",
     "Entry",
     "EpochGC",
     "EpochPin",
+    "File",
+    "FileStatus",
     "Handle",
+    "IoEngine",
     "Log",
     "Operation",
     "Reader",
@@ -29,6 +36,9 @@ __all__ = [
     "__version__",
     "backend_info",
     "check_settings",
+    "come_back_by_bridge",
+    "come_back_by_port",
+    "end_bridge",
     "open_log",
     "repair_log",
     "verify_log",
@@ -36,6 +46,7 @@ __all__ = [
 
 _T_co = TypeVar("_T_co", covariant=True)
 _Ts = TypeVarTuple("_Ts")
+_Location: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
 
 __version__: Final[str]
 
@@ -495,14 +506,402 @@ class EpochPin:
     def depth(self) -> int:
         """How often it was entered and not yet left."""
 
+@disjoint_base
+class IoEngine:
+    """The engine behind `millrace.IoEngine`."""
+
+    def __new__(cls, settings: IoSettings) -> Self: ...
+    def _open(
+        self,
+        path: _Location,
+        flags: str,
+        direct: bool,
+        permissions: int,
+        timeout_s: float | None,
+    ) -> Operation[File]:
+        """Open a file."""
+
+    def read_at(
+        self,
+        file: File,
+        length: int,
+        offset: int,
+        *,
+        timeout_s: float | None = None,
+        partial: bool = False,
+    ) -> Operation[bytes]:
+        """
+        Read *length* bytes of *file* from *offset*.
+
+        What the page cache has is there when the call returns, and awaiting it does not suspend.
+
+        Cancelling gives the read up. Nothing is changed by it.
+
+        Args:
+            file: An open file.
+
+            length: How much.
+
+            offset: From where.
+
+            timeout_s: When to give up.
+
+            partial: Give what there is at the end of the file, instead of an error.
+
+        Raises:
+            ShortReadError: If the file ended before; `got` says where.
+
+            IoTimeout: If the deadline passed.
+
+            ClosedError: If the file or the engine is closed.
+        """
+
+    def read_into(
+        self,
+        file: File,
+        buffer: Buffer | EngineBuffer,
+        offset: int,
+        *,
+        timeout_s: float | None = None,
+        partial: bool = False,
+    ) -> Operation[int]:
+        """
+        Fill *buffer* from *offset*; the result is how many bytes were read.
+
+        The kernel reads into memory of the engine. It is copied to *buffer* on the loop's own
+        thread when the await ends, so the buffer may be used, resized or dropped in the meantime.
+        An `EngineBuffer` takes the memory itself, without a copy.
+
+        Cancelling gives the read up; *buffer* stays as it was.
+
+        Raises:
+            BufferError: If *buffer* is read-only, not contiguous, or an `EngineBuffer` with a
+                view or another read; at the end, if it has become too small.
+
+            ShortReadError: If the file ended before; *buffer* stays as it was.
+        """
+
+    def buffer(self, size: int, /) -> EngineBuffer:
+        """
+        Return a read-only buffer of *size* bytes in the engine's memory, for `read_into`.
+
+        Raises:
+            TooLargeError: If there is no memory for it.
+        """
+
+    def write_at(
+        self,
+        file: File,
+        data: Buffer | Sequence[Buffer],
+        offset: int,
+        *,
+        sync: bool = False,
+        timeout_s: float | None = None,
+    ) -> Operation[int]:
+        """
+        Write all of *data* at *offset*; the result is how many bytes that was.
+
+        The bytes are copied at the call. A list or tuple of buffers is written one after the
+        other, as one write. With *sync* they are durable when the await ends.
+
+        Cancelling stops the waiting, not the write.
+
+        Raises:
+            IoTimeout: If the deadline passed. With `indeterminate` some or all of it may have
+                been written.
+
+            NoSpaceError: If the device or the quota is full.
+        """
+
+    def sync(
+        self,
+        file: File,
+        *,
+        data_only: bool = True,
+        timeout_s: float | None = None,
+    ) -> Operation[None]:
+        """
+        Make what was written to *file* durable.
+
+        With *data_only* times and the like are left out, but never what is needed to read the
+        data back. After a failed sync the kernel may have dropped what it could not write: do
+        not try again, write again.
+
+        Cancelling stops the waiting, not the sync.
+        """
+
+    def send(
+        self,
+        sock: socket,
+        data: Buffer | Sequence[Buffer],
+        *,
+        timeout_s: float | None = None,
+    ) -> Operation[int]:
+        """
+        Send all of *data* on a connected socket; the result is how many bytes that was.
+
+        Cancelling stops the waiting, not the sending.
+
+        Raises:
+            TypeError: If *sock* is no `socket.socket`, or speaks TLS.
+
+            IoTimeout: If the deadline passed; some of it may have been sent.
+        """
+
+    def recv(
+        self,
+        sock: socket,
+        length: int,
+        *,
+        exact: bool = False,
+        timeout_s: float | None = None,
+    ) -> Operation[bytes]:
+        """
+        Receive up to *length* bytes from a connected socket, or with *exact* as many.
+
+        Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
+        deadline passes.
+
+        Raises:
+            EndOfStream: If the peer ended the stream first.
+
+            IoTimeout: If the deadline passed; `done` says how many bytes had come.
+        """
+
+    def fallocate(
+        self,
+        file: File,
+        length: int,
+        *,
+        timeout_s: float | None = None,
+    ) -> Operation[None]:
+        """
+        Reserve space for the first *length* bytes of *file*.
+
+        Cancelling stops the waiting, not the reservation.
+        """
+
+    def truncate(
+        self,
+        file: File,
+        length: int,
+        *,
+        timeout_s: float | None = None,
+    ) -> Operation[None]:
+        """
+        Cut or extend *file* to *length* bytes.
+
+        Cancelling stops the waiting, not the change.
+        """
+
+    def rename(
+        self,
+        source: _Location,
+        target: _Location,
+        *,
+        timeout_s: float | None = None,
+    ) -> Operation[None]:
+        """
+        Rename *source* to *target*, replacing what was there. Durable after `sync_directory`.
+
+        Cancelling stops the waiting, not the renaming.
+        """
+
+    def unlink(self, path: _Location, *, timeout_s: float | None = None) -> Operation[None]:
+        """
+        Remove the name of a file. Durable after `sync_directory`.
+
+        Cancelling stops the waiting, not the removal.
+        """
+
+    def stat(
+        self,
+        target: File | _Location,
+        *,
+        timeout_s: float | None = None,
+    ) -> Operation[FileStatus]:
+        """
+        Return what is known about an open file or a path; links are followed.
+
+        Cancelling gives it up.
+        """
+
+    def sync_directory(self, path: _Location, *, timeout_s: float | None = None) -> Operation[None]:
+        """
+        Make the names in a directory durable.
+
+        Cancelling stops the waiting, not the sync.
+        """
+
+    def close(self, *, timeout_s: float | None = None) -> Operation[CloseReport]:
+        """
+        Take no more, serve what was taken, and end; the result tells what was left behind.
+
+        What is under way is waited for: as long as it takes, or for the shorter of *timeout_s*
+        and `shutdown_timeout_s`. Then it is cancelled, and what the kernel still does not answer
+        is left behind with its memory; whoever waits for it gets `AbandonedError`.
+
+        Closing twice is fine; a second call can shorten the time. Cancelling stops the waiting,
+        not the closing.
+        """
+
+    def _close_within(self, timeout_s: float) -> CloseReport:
+        """Close from a plain thread, which waits; like `close` otherwise."""
+
+    @property
+    def _backend_report(self) -> tuple[BackendName, str, str]:
+        """Name, reason and hint of the backend."""
+
+    @property
+    def _state(self) -> IoState:
+        """`open`, `closed`, or `failed` after a defect."""
+
+    def _statistics_report(self) -> dict[str, Any]:
+        """Return the fields of `IoStatistics`."""
+
+@final
+class File:
+    """
+    A file opened by an engine, to be read and written at positions.
+
+    Close it, or use it with `async with`. Operations under way keep it open until they are over.
+    """
+
+    @property
+    def path(self) -> Path:
+        """Where it was opened."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+
+    def fileno(self) -> int:
+        """
+        Return the descriptor, for calls that only look, such as `os.posix_fadvise`.
+
+        It stays the engine's: never close it, and do not keep it beyond the file.
+
+        Raises:
+            ClosedError: If the file is closed.
+        """
+
+    def close(self) -> Operation[None]:
+        """
+        Close the file; returns when the kernel has answered, for the last error may come then.
+
+        What is under way goes on, and keeps the descriptor until it is over. Closing twice is
+        fine. Cancelling stops the waiting, not the closing.
+        """
+
+    def _hand_over(self) -> None:
+        """Somebody has it now: dropping it without a close deserves a warning."""
+
+    def __aenter__(self) -> Operation[Self]: ...
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Operation[None]: ...
+
+@final
+class EngineBuffer:
+    """
+    A read-only buffer over memory of the engine, to be filled by `read_into` without a copy.
+
+    `memoryview(buffer)` shows what the last read brought. While such a view lives the memory is
+    pinned: a read into the buffer is a `BufferError`.
+    """
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def filled(self) -> int:
+        """How many bytes a view shows: all, or what the last read brought."""
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether a view of it lives."""
+
+@final
+class FileStatus:
+    """What is known about a file."""
+
+    @property
+    def length_bytes(self) -> int:
+        """Length in bytes."""
+
+    @property
+    def mode(self) -> int:
+        """Kind and permissions, as in `os.stat_result.st_mode`."""
+
+    @property
+    def inode(self) -> int:
+        """Number of the inode."""
+
+    @property
+    def device(self) -> int:
+        """Device of the filesystem."""
+
+    @property
+    def links(self) -> int:
+        """How many names it has."""
+
+    @property
+    def user(self) -> int:
+        """Owner."""
+
+    @property
+    def group(self) -> int:
+        """Group."""
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes that are allocated for it."""
+
+    @property
+    def accessed_ns(self) -> int:
+        """Last read, in nanoseconds since 1970."""
+
+    @property
+    def modified_ns(self) -> int:
+        """Last write, in nanoseconds since 1970."""
+
+    @property
+    def changed_ns(self) -> int:
+        """Last change of any of this, in nanoseconds since 1970."""
+
+@final
+class CloseReport:
+    """What an engine left behind when it ended."""
+
+    @property
+    def requests(self) -> int:
+        """Requests the kernel did not answer in time; their memory is kept for ever."""
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of that memory."""
+
+    def __eq__(self, other: object, /) -> bool: ...
+
 def open_log(path: str, settings: LogSettings, read_only: bool) -> Operation[Log]:
     """Open the log in *path* on a thread of its own."""
 
-def verify_log(path: str) -> Operation[dict[str, Any]]:
+def verify_log(path: str) -> Future[dict[str, Any]]:
     """Read every byte of a log; the result has the fields of `VerifyReport`."""
 
-def repair_log(path: str, lock_timeout_s: float) -> Operation[dict[str, Any]]:
+def repair_log(path: str, lock_timeout_s: float) -> Future[dict[str, Any]]:
     """Repair a log; the result has the fields of `RepairReport`."""
+
+def end_bridge(timeout_s: float) -> None:
+    """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""
+
+def come_back_by_bridge(*, panics: bool = False) -> Future[None]:
+    """Go to another thread and come back by the bridge."""
+
+def come_back_by_port(*, panics: bool = False) -> Operation[None]:
+    """Go to another thread and come back by the port of the loop."""
 
 def backend_info(name: str) -> tuple[str, str, str]:
     """Return the backend that would be used, why it is not the ring, and what helps."""

@@ -122,11 +122,39 @@ class CorruptionError(Error):
 
 
 class ShortReadError(Error):
-    """The file ended before the bytes that were asked for. It was cut behind our back."""
+    """
+    The file ended before the bytes that were asked for.
+
+    Ask for less, or allow it with `partial=True`. `got` and `wanted` are byte counts.
+    """
+
+    @property
+    def got(self) -> int | None:
+        """How many bytes there were."""
+        return self._number("got")
+
+    @property
+    def wanted(self) -> int | None:
+        """How many were asked for."""
+        return self._number("wanted")
 
 
 class EndOfStream(Error):  # noqa: N818 - an end, not an error
-    """The peer or the file ended. Stop reading."""
+    """
+    The peer ended the stream. Stop reading.
+
+    `got` bytes of the `wanted` had come, and are gone with this error.
+    """
+
+    @property
+    def got(self) -> int | None:
+        """How many bytes had come."""
+        return self._number("got")
+
+    @property
+    def wanted(self) -> int | None:
+        """How many were asked for."""
+        return self._number("wanted")
 
 
 class NoSpaceError(Error, OSError):
@@ -142,7 +170,16 @@ class OverloadedError(Error, BlockingIOError):
 
 
 class IoTimeout(Error, TimeoutError):  # noqa: N818 - named like the built-in it refines
-    """The deadline passed. The message says whether the operation goes on."""
+    """
+    The deadline passed. The message says whether the operation goes on.
+
+    Ask `indeterminate` before doing it again.
+    """
+
+    @property
+    def indeterminate(self) -> bool:
+        """Whether something may have been changed: a write or sync that was under way."""
+        return self._number("indeterminate") == 1
 
 
 class IoError(Error, OSError):

@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 import weakref
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Self
 
 from . import _core
@@ -229,10 +230,15 @@ class Log(_core.Log):
             _warn_unclosed(self)
 
 
-class Opening:
-    """A log being opened: await it, or use it with `async with`."""
+class Opening(Coroutine[Any, Any, Log]):
+    """
+    A log being opened: await it, or use it with `async with`.
 
-    __slots__ = ("_kind", "_log", "_settings", "_started")
+    It is a coroutine as far as asyncio is concerned. So a task made of it that is cancelled before
+    its first step tells it so, and the open ends.
+    """
+
+    __slots__ = ("_finishing", "_kind", "_log", "_settings", "_started")
 
     def __init__(
         self,
@@ -244,9 +250,39 @@ class Opening:
         self._started = started
         self._settings = settings
         self._log: Log | None = None
+        self._finishing: Coroutine[Any, Any, Log] | None = None
 
     def __await__(self) -> Generator[Any, Any, Log]:
         return self._finish().__await__()
+
+    def send(self, value: object, /) -> object:
+        """Advance one step, as a task does; the result is what to wait for."""
+        if self._finishing is None:
+            self._finishing = self._finish()
+        return self._finishing.send(value)
+
+    def throw(
+        self,
+        kind: type[BaseException] | BaseException,
+        value: object = None,
+        traceback: TracebackType | None = None,
+        /,
+    ) -> object:
+        """Stop waiting with an exception, as a cancelled task does."""
+        if self._finishing is None:
+            self._started.close()
+            self._finishing = self._finish()
+        error = value if isinstance(value, BaseException) else kind
+        if isinstance(error, BaseException) and traceback is not None:
+            error = error.with_traceback(traceback)
+        return self._finishing.throw(error)
+
+    def close(self) -> None:
+        """Stop waiting; a log that opens all the same is closed again."""
+        if self._finishing is None:
+            self._started.close()
+        else:
+            self._finishing.close()
 
     async def _finish(self) -> Log:
         log = self._kind(await self._started)
@@ -321,7 +357,10 @@ async def verify(path: Location) -> VerifyReport:
 
     May run beside the owner of the log. Returns also when there is damage: look at `is_sound`.
 
-    Cancelling stops the waiting; the reading goes on to its end.
+    Cancelling ends the reading.
+
+    Raises:
+        ForkedError: In a child of a process that has verified or repaired a log itself.
     """
     report: dict[str, Any] = await _core.verify_log(_directory(path))
     rows = [row | {"damage": _damage(row)} for row in report["segments"]]
@@ -335,12 +374,15 @@ async def repair(path: Location, *, lock_timeout_s: float = 30.0) -> RepairRepor
 
     What is dropped is first copied aside, in the same directory. Without damage nothing is done.
 
-    Cancelling stops the waiting, not the repair.
+    Cancelling ends it as long as nothing was changed, also while it waits for the lock; after
+    that it goes on to its end, holding the lock, and only the waiting ends.
 
     Raises:
         LockedError: If somebody has the log open.
 
         CorruptionError: If no whole record is left. Nothing was changed.
+
+        ForkedError: In a child of a process that has verified or repaired a log itself.
     """
     report: dict[str, Any] = await _core.repair_log(_directory(path), lock_timeout_s)
     report["damage"] = _damage(report)
@@ -472,6 +514,12 @@ def _close_at_exit() -> None:
             exits.callback(_close_within_bound, log)
             exits.callback(_warn_unclosed, log)
             log._owner = None  # it is being complained about
+
+
+@atexit.register
+def _end_bridge_at_exit() -> None:
+    """Withdraw checks that nobody can wait for any more; they have as long as a close has."""
+    _core.end_bridge(_EXIT_TIMEOUT_S)
 
 
 def _close_within_bound(log: Log) -> None:

@@ -22,6 +22,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "overflow": ("inline", "wait", "refuse"),
 }
 _LARGEST = 2**63 - 1
+# What the kernel's ring takes.
+_SIZE_MAX = 32_768
+_NANOSECOND = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +101,58 @@ class LogSettings:
         for field in fields(self):
             _check(field.name, getattr(self, field.name))
         _check_order(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IoSettings:
+    """
+    How an I/O engine asks the kernel, and how much at once.
+
+    Args:
+        backend: `auto` takes io_uring where the kernel allows it, else threads; the environment
+            variable `MILLRACE_BACKEND` decides where this is `auto`. `uring-plain` is io_uring
+            without what only newer kernels have.
+
+        size: Requests in flight at most; rounded up to a power of two. The others wait their
+            turn and hold no memory but their own arguments.
+
+        driver: Who turns the engine: a `thread` of its own, or the event `loop` that asks. `auto`
+            is a thread.
+
+        timeout_tick_s: The unit of deadlines. None fires early; each may fire that much late.
+
+        shutdown_timeout_s: How long `close` serves what was accepted before it gives up; `None`
+            waits for everything.
+
+        slow_after_s: From when on a storage operation is reported as slow, by `statistics()`
+            and to the logger `millrace.io`.
+
+    Raises:
+        TypeError: If a value is of the wrong type; `True` is not a number here.
+
+        ValueError: If a value is out of range.
+    """
+
+    backend: Backend = "auto"
+    size: int = 128
+    driver: Driver = "auto"
+    timeout_tick_s: float = 0.005
+    shutdown_timeout_s: float | None = None
+    slow_after_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_choice("backend", self.backend)
+        _check_choice("driver", self.driver)
+        _check_count("size", self.size)
+        if self.size > _SIZE_MAX:
+            raise ValueError(f"size must lie between 1 and {_SIZE_MAX}, not {self.size}")
+        for name in ("timeout_tick_s", "slow_after_s"):
+            value = getattr(self, name)
+            _check_seconds(name, value)
+            if value < _NANOSECOND:
+                raise ValueError(f"{name} must be more than 0, not {value}")
+        if self.shutdown_timeout_s is not None:
+            _check_seconds("shutdown_timeout_s", self.shutdown_timeout_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

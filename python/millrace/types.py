@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
 
 Durability = Literal["durable", "committed", "appended"]
 LogState = Literal["open", "read_only", "closed", "failed"]
+IoState = Literal["open", "closed", "failed"]
+BackendName = Literal["uring", "uring-plain", "threads"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,6 +261,155 @@ class RingStatistics:
     wakes: int
     dropped: int
     late: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackendInfo:
+    """
+    What an I/O engine runs on.
+
+    Args:
+        name: `uring`, `uring-plain` or `threads`.
+
+        reason: Why not a better one; empty if there is none, or if this one was asked for.
+
+        hint: What helps against that.
+    """
+
+    name: BackendName
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Histogram:
+    """
+    How long something took, counted in buckets an eighth wide.
+
+    Args:
+        count: How many there were.
+
+        sum_s: All of them together.
+
+        max_s: The longest.
+
+        buckets: Longest duration of a bucket and how many fell into it, ascending, without empty
+            ones.
+    """
+
+    count: int
+    sum_s: float
+    max_s: float
+    buckets: tuple[tuple[float, int], ...]
+
+    def quantile_s(self, share: float) -> float:
+        """Return what *share* (0 to 1) of all do not exceed, at most an eighth too long."""
+        wanted = max(1, math.ceil(self.count * share))
+        seen = 0
+        for upper, count in self.buckets:
+            seen += count
+            if seen >= wanted:
+                return min(upper, self.max_s)
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IoStatistics:
+    """
+    What an I/O engine did so far.
+
+    Args:
+        state: `open`, `closed`, or `failed` after a defect.
+
+        backend: What it runs on.
+
+        driver: Who turns it.
+
+        pending: Requests accepted and not over.
+
+        in_flight: Of these, with the kernel or a worker.
+
+        submitted: Requests accepted so far.
+
+        completed: Over, with success or an error.
+
+        failed: Of these, with an error.
+
+        retried: Submissions repeated because the kernel said "interrupted" or "try again".
+
+        short: Answers of the kernel that moved less than was asked for.
+
+        cancelled_before: Requests taken back before the kernel knew them.
+
+        cancelled_stopped: Cancels that stopped the operation.
+
+        cancelled_late: Cancels that came too late.
+
+        timed_out: Waiters answered with `IoTimeout`.
+
+        orphaned: Requests whose waiter was cancelled.
+
+        abandoned: Waiters answered with `AbandonedError`.
+
+        cached_hits: Reads the page cache answered at the call.
+
+        cached_misses: Tries of such reads that had to ask the device after all.
+
+        enters: System calls that entered the ring.
+
+        wakes_rung: Times the sleeping engine was woken.
+
+        wakes_coalesced: Wakes that found it awake, or woken already.
+
+        overflows: Times completions found no room in the kernel's queue.
+
+        leaked_requests: Requests left behind for good because the kernel did not answer.
+
+        leaked_bytes: The bytes of their buffers.
+
+        pinned_bytes: Bytes of buffers that a view holds now.
+
+        slow: Storage operations that took longer than `slow_after_s`.
+
+        slow_now: Of these, still under way.
+
+        oldest_s: Age of the oldest storage operation in flight.
+
+        queue_wait: Time between asking and going into flight, by kind.
+
+        device_time: Time in flight, by kind.
+    """
+
+    state: IoState
+    backend: BackendName
+    driver: Literal["thread", "loop"]
+    pending: int
+    in_flight: int
+    submitted: int
+    completed: int
+    failed: int
+    retried: int
+    short: int
+    cancelled_before: int
+    cancelled_stopped: int
+    cancelled_late: int
+    timed_out: int
+    orphaned: int
+    abandoned: int
+    cached_hits: int
+    cached_misses: int
+    enters: int
+    wakes_rung: int
+    wakes_coalesced: int
+    overflows: int
+    leaked_requests: int
+    leaked_bytes: int
+    pinned_bytes: int
+    slow: int
+    slow_now: int
+    oldest_s: float
+    queue_wait: Mapping[str, Histogram]
+    device_time: Mapping[str, Histogram]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import click
 
 import millrace
-from millrace import Log
+from millrace import BackendInfo, BackendUnavailable, IoEngine, Log
 from millrace.cli import machine
 from millrace.cli.output import Output, command, describe_fields
 from millrace.cli.units import bytes_text, seconds_text
@@ -60,9 +60,11 @@ def doctor(*, directory: Path, out: Output) -> None:
         with out.progress("measuring commits", None):
             raw = _raw_commits(work)
             measured, statistics = asyncio.run(_log_commits(work))
+        engine = asyncio.run(_engine())
         findings = [
             *_software(),
             *_kernel(statistics),
+            _rung(engine),
             *_place(directory, work),
             *_limits(),
             *_commits(raw, measured),
@@ -72,6 +74,7 @@ def doctor(*, directory: Path, out: Output) -> None:
         "directory": str(directory),
         "ok": is_fine,
         "findings": findings,
+        "engine": engine,
         "statistics": statistics,
     }
     if out.as_json and not is_fine:
@@ -115,6 +118,23 @@ def _kernel(statistics: dict[str, Any]) -> list[Finding]:
         else:
             findings.append(Finding(f"path {name}", "note", "not used", str(measured)))
     return findings
+
+
+async def _engine() -> BackendInfo:
+    """What an I/O engine would run on here."""
+    try:
+        async with IoEngine() as engine:
+            return engine.backend
+    except BackendUnavailable as refused:
+        # MILLRACE_BACKEND forces what the kernel refuses.
+        return BackendInfo(name="threads", reason=str(refused), hint="unset MILLRACE_BACKEND")
+
+
+def _rung(engine: BackendInfo) -> Finding:
+    name = "I/O engine"
+    if not engine.reason:
+        return Finding(name, "fine", engine.name)
+    return Finding(name, "note", f"{engine.name}: {engine.reason}", engine.hint)
 
 
 def _place(directory: Path, work: Path) -> list[Finding]:

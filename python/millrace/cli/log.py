@@ -21,7 +21,7 @@ from millrace.cli.units import bytes_text
 from millrace.errors import Error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
 _RECORD_BYTES_MAX = 16 << 20
 
@@ -82,6 +82,10 @@ def _emit(record: Record, form: Format, out: Output) -> None:
     sys.stdout.buffer.write(line)
 
 
+class TruncatedError(Error):
+    """A follower was too late: look at what is left."""
+
+
 @dataclass(frozen=True)
 class Span:
     """Which records to print."""
@@ -111,9 +115,22 @@ async def _print_all(directory: Path, span: Span, form: Format, out: Output) -> 
     if not span.follow:
         return
     async with Log.open(directory, read_only=True) as source:
-        async for record in source.follow(max(next_lsn, source.first_lsn)):
+        async for record in _following(source, max(next_lsn, source.first_lsn)):
             _emit(record, form, out)
             sys.stdout.flush()
+
+
+async def _following(source: Log, start: int) -> AsyncGenerator[Record]:
+    """Follow, and say which records cannot be shown any more."""
+    try:
+        async for record in source.follow(start):
+            yield record
+            start = record.lsn + 1
+    except ValueError as error:
+        raise TruncatedError(
+            f"the records from LSN {start:,} on were truncated before they were read; "
+            "begin again without --start to see what is left"
+        ) from error
 
 
 def _stream(directory: Path, span: Span, form: Format, out: Output) -> None:

@@ -5,9 +5,11 @@
 
 use std::marker::PhantomData;
 
+use millrace_core::io;
 use pyo3::{
     buffer::PyUntypedBuffer,
     exceptions::{PyBufferError, PyTypeError},
+    ffi,
     prelude::*,
     types::{PyBytes, PyList, PyString, PyTuple},
 };
@@ -40,16 +42,22 @@ impl<'a, 'py> View<'a, 'py> {
 
     #[inline]
     fn copy(&self) -> Box<[u8]> {
+        self.bytes().into()
+    }
+
+    /// The bytes, to be copied at once: nothing of Python's may be called while they are held.
+    #[inline]
+    fn bytes(&self) -> &[u8] {
         match self {
-            Self::Bytes(bytes) => (*bytes).into(),
-            Self::Exported(buffer, _) if buffer.len_bytes() == 0 => Box::default(),
+            Self::Bytes(bytes) => bytes,
+            Self::Exported(buffer, _) if buffer.len_bytes() == 0 => &[],
             Self::Exported(buffer, _) => {
                 let (start, length) = (buffer.buf_ptr().cast::<u8>(), buffer.len_bytes());
                 // SAFETY: a C-contiguous buffer, which `exported` made sure of, is `len_bytes`
                 // readable bytes from `buf_ptr`, kept alive by `buffer`. No Python code runs in
-                // between: `'py` proves that we hold the interpreter, and we call nothing, so with
-                // the interpreter lock nobody writes to it either.
-                unsafe { std::slice::from_raw_parts(start, length) }.into()
+                // between: `'py` proves that we hold the interpreter, and our callers copy at once,
+                // so with the interpreter lock nobody writes to it either.
+                unsafe { std::slice::from_raw_parts(start, length) }
             }
         }
     }
@@ -98,6 +106,98 @@ pub fn payloads<L: Default>(
         copies.push(view.copy());
     }
     Ok(copies)
+}
+
+/// Copies a bytes-like object, or each of a list or tuple of them, into memory of the engine.
+/// Empty ones are left out.
+pub fn pieces(data: &Bound<'_, PyAny>) -> PyResult<Vec<io::Buffer>> {
+    let mut copies = Vec::new();
+    let mut add = |item: &Bound<'_, PyAny>| -> PyResult<()> {
+        let view = View::of(item)?;
+        if view.len() > 0 {
+            copies.push(io::Buffer::copy_of(view.bytes()));
+        }
+        Ok(())
+    };
+    if data.is_instance_of::<PyList>() || data.is_instance_of::<PyTuple>() {
+        for (index, item) in data.try_iter()?.enumerate() {
+            add(&item?).map_err(|error| located(data.py(), &error, index))?;
+        }
+    } else {
+        add(data)?;
+    }
+    Ok(copies)
+}
+
+/// How many bytes a writable buffer takes.
+pub fn room(into: &Bound<'_, PyAny>) -> PyResult<usize> {
+    writable(into).map(|buffer| buffer.len_bytes())
+}
+
+/// Copies `bytes` to the beginning of a writable buffer, which may have been resized or released
+/// since it was first looked at.
+pub fn copy_out(into: &Bound<'_, PyAny>, bytes: &[u8]) -> PyResult<()> {
+    let buffer = writable(into)?;
+    if buffer.len_bytes() < bytes.len() {
+        return Err(PyBufferError::new_err(format!(
+            "the buffer shrank to {} bytes while {} were read",
+            buffer.len_bytes(),
+            bytes.len()
+        )));
+    }
+    if !bytes.is_empty() {
+        // SAFETY: a writable C-contiguous buffer is `len_bytes` writable bytes from `buf_ptr`,
+        // kept alive by `buffer`; `bytes` is memory of the engine, so they are apart. No Python
+        // code runs in between.
+        unsafe {
+            buffer
+                .buf_ptr()
+                .cast::<u8>()
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+    }
+    Ok(())
+}
+
+fn writable(into: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
+    let Ok(buffer) = PyUntypedBuffer::get(into) else {
+        return Err(refusal(into));
+    };
+    if buffer.readonly() {
+        return Err(PyBufferError::new_err(
+            "the buffer is read-only; read into a bytearray, a writable memoryview or \
+             IoEngine.buffer(n)",
+        ));
+    }
+    if !buffer.is_c_contiguous() {
+        return Err(PyBufferError::new_err(
+            "the buffer is not contiguous; read into a plain bytearray",
+        ));
+    }
+    Ok(buffer)
+}
+
+/// Fills in a view of memory that belongs to `owner`.
+///
+/// # Safety
+///
+/// `view` is a `Py_buffer` to be filled in. The `length` bytes from `start` stay valid and as they
+/// are until the view is released, as long as `owner` lives.
+pub unsafe fn expose(
+    owner: &Bound<'_, PyAny>,
+    view: *mut ffi::Py_buffer,
+    start: *const u8,
+    length: usize,
+    flags: std::ffi::c_int,
+) -> PyResult<()> {
+    let length = ffi::Py_ssize_t::try_from(length)?;
+    let start = start.cast_mut().cast();
+    // SAFETY: as the caller promises. Marked read-only, so nobody writes through the pointer.
+    let filled = unsafe { ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start, length, 1, flags) };
+    if filled == 0 {
+        return Ok(());
+    }
+    Err(PyErr::fetch(owner.py()))
 }
 
 /// The buffer of an object that exports one, contiguous.

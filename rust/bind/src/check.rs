@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use millrace_core::{
     engine,
+    io::Wanted,
     wal::{
         repair::{self, Repair},
         verify::{self, SegmentCheck, Verification},
@@ -14,19 +15,15 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 
-use crate::{
-    error,
-    jobs::{self, Answer},
-    operation::{Operation, Source},
-    report,
-};
+use crate::{bridge, jobs, report};
 
 /// Read every byte of a log; the result has the fields of `VerifyReport`.
 #[pyfunction]
-pub fn verify_log(py: Python<'_>, path: PathBuf) -> PyResult<Operation> {
-    start(py, "verify", move || {
+pub fn verify_log(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
+    let wanted = Wanted::default();
+    bridge::start(py, wanted.clone(), move || {
         let world = engine::world();
-        let found = world.and_then(|world| verify::verify_path(&*world.disk, &path, &world.wanted));
+        let found = world.and_then(|world| verify::verify_path(&*world.disk, &path, &wanted));
         jobs::answer(found, |py, found| {
             Ok(verification(py, &found)?.into_any().unbind())
         })
@@ -35,25 +32,21 @@ pub fn verify_log(py: Python<'_>, path: PathBuf) -> PyResult<Operation> {
 
 /// Repair a log; the result has the fields of `RepairReport`.
 #[pyfunction]
-pub fn repair_log(py: Python<'_>, path: PathBuf, lock_timeout_s: f64) -> PyResult<Operation> {
+pub fn repair_log(
+    py: Python<'_>,
+    path: PathBuf,
+    lock_timeout_s: f64,
+) -> PyResult<Bound<'_, PyAny>> {
+    let wanted = Wanted::default();
     let timeout = crate::ticket::timeout(Some(lock_timeout_s))?.unwrap_or_default();
-    start(py, "repair", move || {
+    bridge::start(py, wanted.clone(), move || {
         let done = engine::world().and_then(|world| {
-            repair::repair_path(&*world.disk, &path, timeout, &*world.census, &world.wanted)
+            repair::repair_path(&*world.disk, &path, timeout, &*world.census, &wanted)
         });
         jobs::answer(done, |py, done| {
             Ok(repaired(py, &done)?.into_any().unbind())
         })
     })
-}
-
-fn start(
-    py: Python<'_>,
-    name: &'static str,
-    work: impl FnOnce() -> Answer + Send + 'static,
-) -> PyResult<Operation> {
-    let hole = jobs::start(work).map_err(|failed| error::raise(py, &failed))?;
-    Ok(Operation::new(name, Source::Job(hole)))
 }
 
 fn verification<'py>(py: Python<'py>, found: &Verification) -> PyResult<Bound<'py, PyDict>> {

@@ -5,7 +5,8 @@
 //! 1. No lock of ours is held while a thread attaches, detaches or calls into Python: Python may
 //!    run anything then, also code that wants the same lock.
 //! 2. Engine threads and workers never come here. They hold no Python object and learn nothing
-//!    of the interpreter's state, so its end cannot hurt them.
+//!    of the interpreter's state, so its end cannot hurt them. The one exception is the bridge of
+//!    `bridge.rs`, which attaches by itself and is ended before the interpreter.
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},

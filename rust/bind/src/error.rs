@@ -13,14 +13,24 @@ use pyo3::{
 
 static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
 
-/// The exception for an engine error, with its facts as attributes and its cause as `__cause__`.
+/// The exception for an error of the log, with its facts as attributes and its cause as
+/// `__cause__`.
 pub fn raise(py: Python<'_>, error: &Error) -> PyErr {
-    let exception = match name(error.kind()) {
+    convert(py, error, "LogPoisonedError")
+}
+
+/// The same for an error of the I/O engine.
+pub fn raise_io(py: Python<'_>, error: &Error) -> PyErr {
+    convert(py, error, "PoisonedError")
+}
+
+fn convert(py: Python<'_>, error: &Error, poisoned: &'static str) -> PyErr {
+    let exception = match name(error.kind(), poisoned) {
         Home::Tree(name) => build(py, name, error).unwrap_or_else(|failed| failed),
         Home::Value => PyValueError::new_err(error.message().to_owned()),
     };
     if let Some(cause) = error.cause() {
-        let cause = raise(py, cause);
+        let cause = convert(py, cause, poisoned);
         exception.set_cause(py, Some(cause));
     }
     exception
@@ -33,6 +43,20 @@ pub fn panicked(what: &str) -> PyErr {
     ))
 }
 
+/// Warns from a destructor, which may run while an exception is on its way: that one must come
+/// out unharmed.
+pub fn warn(py: Python<'_>, class: &Bound<'_, PyType>, text: String) {
+    let underway = PyErr::take(py);
+    if let Ok(text) = std::ffi::CString::new(text)
+        && let Err(error) = PyErr::warn(py, class, &text, 1)
+    {
+        error.write_unraisable(py, None);
+    }
+    if let Some(error) = underway {
+        error.restore(py);
+    }
+}
+
 enum Home {
     /// A class of `millrace.errors`.
     Tree(&'static str),
@@ -40,11 +64,11 @@ enum Home {
     Value,
 }
 
-fn name(kind: ErrorKind) -> Home {
+fn name(kind: ErrorKind, poisoned: &'static str) -> Home {
     Home::Tree(match kind {
         ErrorKind::Invalid => return Home::Value,
         ErrorKind::Closed => "ClosedError",
-        ErrorKind::Poisoned => "LogPoisonedError",
+        ErrorKind::Poisoned => poisoned,
         ErrorKind::Corrupt => "CorruptionError",
         ErrorKind::Overloaded => "OverloadedError",
         ErrorKind::TooLarge => "TooLargeError",

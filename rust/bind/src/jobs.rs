@@ -42,6 +42,9 @@ pub trait Answering: Send + Sync {
     /// Asks for one wake when the answer is there. False: it may be there already.
     fn subscribe(&self, waker: Waker) -> bool;
 
+    /// Woken without an answer: there may be something to say meanwhile.
+    fn on_wake(&self, _py: Python<'_>) {}
+
     /// Whether `withdraw` means anything now.
     fn can_withdraw(&self) -> bool {
         false
@@ -142,12 +145,14 @@ pub fn start_alone(
 fn job(work: impl FnOnce() -> Answer + Send + 'static) -> (Job, Arc<Pigeonhole>) {
     let hole = Pigeonhole::new();
     let mine = Arc::clone(&hole);
-    let job = move || {
-        let answer = catch_unwind(AssertUnwindSafe(work))
-            .unwrap_or_else(|_| Box::new(|_| Err(error::panicked("a worker"))));
-        mine.fill(answer);
-    };
+    let job = move || mine.fill(guarded(work));
     (Box::new(job), hole)
+}
+
+/// Does `work`; a panic is an answer, too.
+pub fn guarded(work: impl FnOnce() -> Answer) -> Answer {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Box::new(|_| Err(error::panicked("a worker"))))
 }
 
 /// An answer that is an engine result.

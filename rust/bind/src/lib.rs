@@ -1,9 +1,11 @@
 //! The Python face of the engine: extract, call, convert.
 //!
 //! ```text
-//! log, open, check, reader, ring, gc, ticket   what Python calls
+//! log, open, check, reader, ring, io, gc, ticket   what Python calls
+//! bridge                         long, rare operations, by way of a runtime of their own
+//! toll                           what the way back to a loop costs, for a benchmark
 //! operation                      what an asynchronous call returns
-//! loops, lines, jobs, queue      who waits for what, and where
+//! current, loops, lines, jobs, queue   who waits for what, and where
 //! cleanup                        what is let go of, and who cleans it
 //! shared                         what the handles of one log have in common
 //! wheel                          deadlines of an event loop, all on its one timer
@@ -14,13 +16,16 @@
 // Documentation of what Python sees is written the way Python writes it.
 #![allow(clippy::doc_markdown)]
 
+mod bridge;
 mod buffer;
 mod check;
 mod cleanup;
+mod current;
 mod deliver;
 mod door;
 mod error;
 mod gc;
+mod io;
 mod jobs;
 mod lines;
 mod log;
@@ -34,6 +39,7 @@ mod report;
 mod ring;
 mod shared;
 mod ticket;
+mod toll;
 mod wheel;
 
 /// The compiled half of Millrace; import `millrace` instead.
@@ -41,8 +47,10 @@ mod wheel;
 mod _core {
     #[pymodule_export]
     use super::{
+        bridge::end_bridge,
         check::{repair_log, verify_log},
         gc::{EpochGC, EpochPin},
+        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine},
         log::Log,
         open::{backend_info, check_settings, open_log},
         operation::Operation,
@@ -50,6 +58,7 @@ mod _core {
         record::Record,
         ring::{Entry, Ring, RingTicket},
         ticket::Ticket,
+        toll::{come_back_by_bridge, come_back_by_port},
         wheel::{Handle, Timeout, TimeoutWheel},
     };
 

@@ -18,10 +18,9 @@ use pyo3::{
 };
 
 use crate::{
-    buffer, deliver, door, error,
+    buffer, current, deliver, door, error,
     jobs::{self, Answer},
     lines::{Value, last},
-    loops,
     operation::{Operation, Source},
     queue,
     reader::Reader,
@@ -80,7 +79,7 @@ impl Log {
         let log = self.here(py)?;
         let payload = payload(py, log, data)?;
         let claimed = log.appender.append(payload, || log.herald.clone());
-        loops::urge(py, log)?;
+        current::urge(py, log)?;
         claimed_by(py, log, "append", claimed, level, Value::Lsn)
     }
 
@@ -115,7 +114,7 @@ impl Log {
             return Ok(Operation::quiet("append_many", Source::Known(empty)));
         };
         let claimed = log.appender.append_many(payloads, || log.herald.clone());
-        loops::urge(py, log)?;
+        current::urge(py, log)?;
         claimed_by(py, log, "append_many", claimed, level, value)
     }
 
@@ -130,7 +129,7 @@ impl Log {
         let log = self.here(py)?;
         let submitted = log.appender.submit(payload(py, log, data)?);
         let lsn = submitted.map_err(|failed| error::raise(py, &failed))?;
-        loops::urge(py, log)?;
+        current::urge(py, log)?;
         Ok(Ticket::new(Arc::clone(log), lsn))
     }
 

@@ -5,7 +5,6 @@
 //!
 //! ```text
 //! loop --selector--> Drain --strong--> LoopPort --strong--> core Port <--strong-- engine threads
-//! thread-local: the loop that ran last on this thread, and its LoopPort
 //! ```
 //!
 //! # Always true
@@ -13,13 +12,9 @@
 //! 1. A loop's selector owns its port. When the loop closes, the selector drops the drain, the
 //!    drain empties the port, and nobody has to be told: what engine threads post afterwards is
 //!    plain data in a queue that goes when the last of them lets go.
-//! 2. Loops are recognised by identity. The thread-local cache holds its loop, so that the
-//!    address cannot be reused while it is compared; it lets go when that loop closes or
-//!    another one runs on the thread.
-//! 3. No Python call is made, and no reference is dropped, while the state is locked.
+//! 2. No Python call is made, and no reference is dropped, while the state is locked.
 
 use std::{
-    cell::RefCell,
     collections::HashMap,
     sync::{
         Arc, Mutex, Weak,
@@ -33,15 +28,11 @@ use millrace_core::{
     sync::{Wake, lock},
     wal::Level,
 };
-use pyo3::{
-    PyTraverseError, PyVisit, ffi, intern,
-    prelude::*,
-    sync::PyOnceLock,
-    types::{PyDict, PyTuple},
-};
+use pyo3::{PyTraverseError, PyVisit, intern, prelude::*, sync::PyOnceLock};
 
 use crate::{
-    cleanup, deliver, error,
+    cleanup, current, deliver, error,
+    io::Visit,
     jobs::Answering,
     lines::{Leaving, Lines, Queued, Waiter},
     shared::{Herald, Shared},
@@ -67,6 +58,8 @@ struct State {
     jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
     next_job: u64,
     chores: Vec<Arc<dyn Chore>>,
+    /// I/O engines that this loop turns.
+    visits: Vec<Arc<Visit>>,
     /// Logs that know this port because appends of this loop stood in line.
     heralds: Vec<Weak<Herald>>,
 }
@@ -89,159 +82,6 @@ impl Wake for Knock {
     }
 }
 
-/// The loop that ran last on this thread.
-struct Current {
-    /// What `asyncio` stores in the thread's dictionary while this loop runs, if anything.
-    witness: Option<Py<PyAny>>,
-    event_loop: Py<PyAny>,
-    maker: Maker,
-    port: Arc<LoopPort>,
-}
-
-/// How this loop makes a future.
-enum Maker {
-    /// The loop takes asyncio's own `create_future`: make it directly.
-    Direct {
-        class: Py<PyAny>,
-        keywords: Py<PyDict>,
-    },
-    /// The loop has its own.
-    Method(Py<PyAny>),
-}
-
-thread_local! {
-    static CURRENT: RefCell<Option<Arc<Current>>> = const { RefCell::new(None) };
-}
-
-/// A future of the running loop and the port that will resolve it.
-pub struct Here<'py> {
-    current: Arc<Current>,
-    pub future: Bound<'py, PyAny>,
-}
-
-impl Here<'_> {
-    pub fn port(&self) -> &Arc<LoopPort> {
-        &self.current.port
-    }
-}
-
-/// Makes a future on the loop that is running in this thread.
-pub fn here(py: Python<'_>) -> PyResult<Here<'_>> {
-    let current = match cached(py) {
-        Some(current) => current,
-        None => look_up(py)?,
-    };
-    let future = current.maker.make(py)?;
-    Ok(Here { current, future })
-}
-
-/// Has what was just put on the ring of `log` written, if nobody else sees to it: on the thread of
-/// a loop now or at the end of this iteration, on any other thread now.
-#[inline]
-pub fn urge(py: Python<'_>, log: &Arc<Shared>) -> PyResult<()> {
-    if !log.appender.is_turned_by_callers() {
-        return Ok(());
-    }
-    match port_here(py)? {
-        Some(port) => port.urge(log),
-        None => log.appender.turn(),
-    }
-    Ok(())
-}
-
-/// The port of the loop that is running in this thread, if one is.
-pub fn port_here(py: Python<'_>) -> PyResult<Option<Arc<LoopPort>>> {
-    static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    if let Some(current) = cached(py) {
-        return Ok(Some(Arc::clone(&current.port)));
-    }
-    let running = ASK.import(py, "asyncio", "_get_running_loop")?.call0()?;
-    if running.is_none() {
-        return Ok(None);
-    }
-    Ok(Some(Arc::clone(&look_up(py)?.port)))
-}
-
-/// The cached loop, if it is certain that it is the one running now.
-#[inline]
-fn cached(py: Python<'_>) -> Option<Arc<Current>> {
-    CURRENT.with_borrow(|current| {
-        let current = current.as_ref()?;
-        let witness = current.witness.as_ref()?;
-        let is_running = std::ptr::eq(running(py), witness.as_ptr());
-        let is_open = !current.port.closed.load(Ordering::Relaxed);
-        (is_running && is_open).then(|| Arc::clone(current))
-    })
-}
-
-/// What the thread's dictionary says about the running loop; null if it says nothing.
-///
-/// Up to 3.11 that is a holder made anew each time a loop starts to run, up to 3.13 the loop
-/// itself, later nothing. It is only compared by identity with what was there when `asyncio` was
-/// asked, and saves asking (a system call up to 3.11).
-#[inline]
-fn running(py: Python<'_>) -> *mut ffi::PyObject {
-    static KEY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let key = KEY.get_or_init(py, || {
-        intern!(py, "__asyncio_running_event_loop__")
-            .clone()
-            .into_any()
-            .unbind()
-    });
-    // SAFETY: we are attached, as `py` proves. The dictionary is borrowed from the thread state;
-    // it is null only when none could be made.
-    unsafe {
-        let dict = ffi::PyThreadState_GetDict();
-        if dict.is_null() {
-            return std::ptr::null_mut();
-        }
-        // Borrowed, compared, never used; a failed look-up of an interned string leaves no
-        // exception behind with this function.
-        ffi::PyDict_GetItem(dict, key.as_ptr())
-    }
-}
-
-/// What tells that the loop running now is running, until it stops; none if nothing does.
-pub fn witness(py: Python<'_>) -> Option<Py<PyAny>> {
-    // SAFETY: null or a borrowed reference to a live object, which is made our own.
-    let witness = unsafe { Bound::from_borrowed_ptr_or_opt(py, running(py)) };
-    witness
-        .filter(|witness| !witness.is_none())
-        .map(Bound::unbind)
-}
-
-/// Whether the loop of a witness is the one running in this thread.
-#[inline]
-pub fn is_witness(py: Python<'_>, witness: &Py<PyAny>) -> bool {
-    std::ptr::eq(running(py), witness.as_ptr())
-}
-
-/// Asks asyncio which loop is running, and finds or makes its port.
-#[cold]
-fn look_up(py: Python<'_>) -> PyResult<Arc<Current>> {
-    static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let event_loop = ASK.import(py, "asyncio", "get_running_loop")?.call0()?;
-    let known = CURRENT.with_borrow(|current| {
-        let current = current.as_ref()?;
-        let is_same = current.event_loop.is(&event_loop);
-        let is_open = !current.port.closed.load(Ordering::Relaxed);
-        (is_same && is_open).then(|| Arc::clone(&current.port))
-    });
-    let port = match known {
-        Some(port) => port,
-        None => port_of(py, &event_loop)?,
-    };
-    let current = Arc::new(Current {
-        witness: witness(py),
-        maker: Maker::of(py, &event_loop)?,
-        event_loop: event_loop.unbind(),
-        port,
-    });
-    let before = CURRENT.replace(Some(Arc::clone(&current)));
-    drop(before);
-    Ok(current)
-}
-
 fn registry(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     static REGISTRY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let registry = REGISTRY.get_or_try_init(py, || {
@@ -251,7 +91,7 @@ fn registry(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     Ok(registry.bind(py))
 }
 
-fn port_of(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<LoopPort>> {
+pub fn port_of(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<LoopPort>> {
     let registry = registry(py)?;
     let known = registry.call_method1(intern!(py, "get"), (event_loop,))?;
     if let Ok(known) = known.cast::<Entry>()
@@ -268,36 +108,6 @@ fn port_of(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<LoopPo
     Ok(port)
 }
 
-impl Maker {
-    fn of(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let name = intern!(py, "create_future");
-        let base = py
-            .import("asyncio")?
-            .getattr("BaseEventLoop")?
-            .getattr(name)?;
-        let method = event_loop.getattr(name)?;
-        let function = method.getattr(intern!(py, "__func__")).ok();
-        if !function.is_some_and(|function| function.is(&base)) {
-            return Ok(Self::Method(method.unbind()));
-        }
-        let keywords = PyDict::new(py);
-        keywords.set_item(intern!(py, "loop"), event_loop)?;
-        let class = py.import("asyncio")?.getattr("Future")?.unbind();
-        let keywords = keywords.unbind();
-        Ok(Self::Direct { class, keywords })
-    }
-
-    #[inline]
-    fn make<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        match self {
-            Self::Direct { class, keywords } => class
-                .bind(py)
-                .call(PyTuple::empty(py), Some(keywords.bind(py))),
-            Self::Method(method) => method.bind(py).call0(),
-        }
-    }
-}
-
 impl LoopPort {
     fn new(py: Python<'_>) -> PyResult<Arc<Self>> {
         let port = Port::new().map_err(|failed| error::raise(py, &failed))?;
@@ -308,9 +118,9 @@ impl LoopPort {
         }))
     }
 
-    /// See [`urge`].
+    /// See [`current::urge`].
     #[inline]
-    fn urge(&self, log: &Arc<Shared>) {
+    pub fn urge(&self, log: &Arc<Shared>) {
         if log.appender.urge(self.port.bell()) {
             let mut state = lock(&self.state);
             if !state.urged.iter().any(|urged| Arc::ptr_eq(urged, log)) {
@@ -407,10 +217,45 @@ impl LoopPort {
         self.subscribe(&*again, id);
     }
 
-    fn drain(&self, py: Python<'_>) -> PyResult<()> {
+    /// The engine on this loop that `is_it`.
+    pub fn visit(&self, is_it: impl Fn(&Visit) -> bool) -> Option<Arc<Visit>> {
+        let state = lock(&self.state);
+        state.visits.iter().find(|visit| is_it(visit)).cloned()
+    }
+
+    pub fn add_visit(&self, visit: Arc<Visit>) {
+        lock(&self.state).visits.push(visit);
+    }
+
+    pub fn remove_visit(&self, visit: &Visit) -> Option<Arc<Visit>> {
+        let mut state = lock(&self.state);
+        let visits = &mut state.visits;
+        let at = visits
+            .iter()
+            .position(|one| std::ptr::eq(&raw const **one, visit))?;
+        Some(visits.swap_remove(at))
+    }
+
+    fn turn_visits(&self, py: Python<'_>) -> PyResult<()> {
+        let visits = lock(&self.state).visits.clone();
+        visits.iter().try_for_each(|visit| visit.turn_if_urged(py))
+    }
+
+    /// Rings the bell.
+    pub fn wake(&self) {
+        self.port.wake();
+    }
+
+    /// A drain follows at once: until then there is no need to ring.
+    pub fn hush(&self) {
+        self.port.bell().hush();
+    }
+
+    pub fn drain(&self, py: Python<'_>) -> PyResult<()> {
         let mut ids = Vec::new();
         self.port.drain(DRAIN_BUDGET, |id| ids.push(id));
         self.turn();
+        let turned = self.turn_visits(py);
         let mut leaving = Vec::new();
         let (ring, idle, jobs) = self.collect(&ids, &mut leaving);
         if ring {
@@ -418,7 +263,7 @@ impl LoopPort {
         }
         drop(idle);
         // What goes wrong with one answer keeps nobody else from theirs.
-        let mut outcome = deliver::leaving(py, leaving);
+        let mut outcome = turned.and(deliver::leaving(py, leaving));
         for (id, job, future) in jobs {
             let answered = self.answer(py, id, job, future);
             outcome = outcome.and(answered);
@@ -443,6 +288,7 @@ impl LoopPort {
         if let Some(answer) = job.answer() {
             return deliver::answer(py, answer, future.bind(py));
         }
+        job.on_wake(py);
         self.wait_on(id, job, future);
         Ok(())
     }
@@ -490,6 +336,11 @@ impl LoopPort {
         let mut state = std::mem::take(&mut *lock(&self.state));
         for log in state.lines.iter().filter_map(Lines::log) {
             log.appender.forget(self.port.bell());
+        }
+        for (job, _) in state.jobs.values() {
+            if job.can_withdraw() {
+                job.withdraw();
+            }
         }
         let heralds = std::mem::take(&mut state.heralds);
         drop(state);
@@ -548,12 +399,7 @@ impl Drain {
 impl Drop for Drain {
     fn drop(&mut self) {
         self.0.shut();
-        // Lets go of a closed loop that ran on this thread.
-        let gone = CURRENT.try_with(|current| {
-            let mut current = current.try_borrow_mut().ok()?;
-            current.take_if(|current| Arc::ptr_eq(&current.port, &self.0))
-        });
-        drop(gone);
+        current::let_go(&self.0);
     }
 }
 

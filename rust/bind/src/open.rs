@@ -186,7 +186,7 @@ fn way(name: &str) -> Result<WaySetting> {
     }
 }
 
-fn backend(name: &str) -> Result<BackendSetting> {
+pub fn backend(name: &str) -> Result<BackendSetting> {
     match name {
         "auto" => Ok(BackendSetting::Auto),
         "uring" => Ok(BackendSetting::Uring),

@@ -40,10 +40,10 @@ use pyo3::{
 };
 
 use crate::{
-    cleanup, deliver, door, error,
+    cleanup, current, deliver, door, error,
     jobs::Answering,
     lines::{Queued, Value, Waiter, last},
-    loops::{self, LoopPort},
+    loops::LoopPort,
     shared::Shared,
 };
 
@@ -221,10 +221,10 @@ impl Operation {
     fn abandon(&self) {
         match self.take() {
             State::Fresh(Source::InLine { pending, .. })
-            | State::Begun(Source::InLine { pending, .. }) => {
-                if pending.cancel() {
-                    free(&pending);
-                }
+            | State::Begun(Source::InLine { pending, .. })
+                if pending.cancel() =>
+            {
+                free(&pending);
             }
             State::Fresh(Source::Job(job))
             | State::Begun(Source::Job(job))
@@ -293,7 +293,7 @@ fn begin(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
             if let Some(answer) = job.answer() {
                 return Ok(Step::Ready(answer(py)?.into_bound(py)));
             }
-            let here = loops::here(py)?;
+            let here = current::here(py)?;
             let future = here.future.clone().unbind();
             here.port().wait_job(&job, future);
             let hold = job.can_withdraw().then_some(Hold::Job(job));
@@ -320,7 +320,7 @@ fn start_mark<'py>(
     if mark.0 >= lsn {
         return deliver::show(py, lsn, value, marks.durable.0).map(Step::Ready);
     }
-    let here = loops::here(py)?;
+    let here = current::here(py)?;
     let future = here.future.clone().unbind();
     here.port()
         .wait_mark(log, level, Waiter { lsn, value, future });
@@ -339,7 +339,7 @@ fn start_line(
         Pending::Admitted(first) => start_mark(py, &log, level, last(first.0, value), value),
         Pending::Failed(failed) => Err(error::raise(py, &failed)),
         Pending::Waiting => {
-            let here = loops::here(py)?;
+            let here = current::here(py)?;
             let port = Arc::clone(here.port());
             let future = here.future.clone().unbind();
             let queued = Queued {
@@ -496,20 +496,10 @@ impl Drop for Operation {
 }
 
 fn warn_unawaited(py: Python<'_>, name: &str) {
-    // A destructor may run while an exception is on its way; it must come out unharmed.
-    let underway = PyErr::take(py);
     let text = format!(
         "{name}() was never awaited: it was started, but nobody learns whether it succeeded"
     );
-    if let Ok(text) = std::ffi::CString::new(text) {
-        let class = py.get_type::<PyRuntimeWarning>();
-        if let Err(error) = PyErr::warn(py, &class, &text, 1) {
-            error.write_unraisable(py, None);
-        }
-    }
-    if let Some(error) = underway {
-        error.restore(py);
-    }
+    error::warn(py, &py.get_type::<PyRuntimeWarning>(), text);
 }
 
 /// The iterator of an await that had nothing to wait for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 import timers
+import ways
 from figures import Figures
 from report import write_report
 from table import Spread, Table, ratio
@@ -195,3 +198,15 @@ def test_the_report_of_timers_has_every_aim() -> None:
     lines = list(timers.lines(Table(rows), timers.QUICK))
     assert len(lines) == 10
     assert sum("missed" in line[-1] for line in lines) == 7
+
+
+@pytest.mark.parametrize("loop", ways.LOOPS)
+def test_a_round_of_ways_gives_every_row(loop: str) -> None:
+    # Belief: both ways come back, for each number of tasks, and the report has a ratio for each.
+    run = uvloop.run if loop == "uvloop" else asyncio.run
+    rows = run(ways.one_round(0, ways.Plan(rounds=1, calls=512), loop))
+    assert len(rows) == 2 * len(ways.TASKS)
+    assert all(row["seconds"] > 0 for row in rows)
+    lines = [line for line in ways.lines(Table(rows)) if line.startswith(f"| {loop} ")]
+    assert all(line.count("|") == 6 and "| |" not in line for line in lines)
+    assert len(lines) == len(ways.TASKS)

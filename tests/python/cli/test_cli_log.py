@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -14,11 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from millrace import Log
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from millrace import LogSettings
+
 # A busy machine is slow, and a test stopped half way leaves mounts and children behind.
 pytestmark = pytest.mark.timeout(300)
+KIB = 1024
 _ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "error", "COLUMNS": "200"}
 
 
@@ -143,6 +149,36 @@ def test_follow_sees_what_another_process_appends(tmp_path: Path) -> None:
             assert follower.wait(10) == 0
         finally:
             follower.kill()
+
+
+@pytest.mark.parametrize("name", ["tail", "cat"])
+def test_follow_says_that_it_came_too_late(tmp_path: Path, name: str, small: LogSettings) -> None:
+    # What is truncated before a follower has seen it is one sentence and exit code 1.
+    path = tmp_path / "log"
+    argv = [sys.executable, "-m", "millrace", "log", name, "-f", str(path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": _ENVIRONMENT}
+
+    async def main() -> bytes:
+        async with Log.open(path, settings=small) as log:
+            await log.append(b"seen")
+            with subprocess.Popen(argv, **pipes) as follower:  # type: ignore[call-overload]
+                try:
+                    assert follower.stdout.readline() == b"seen\n"
+                    follower.send_signal(signal.SIGSTOP)
+                    for _ in range(40):
+                        await log.append(bytes(8 * KIB))
+                    await log.truncate_before(30)
+                    assert log.first_lsn > 2
+                    follower.send_signal(signal.SIGCONT)
+                    _, said = follower.communicate(timeout=100)
+                    assert follower.returncode == 1, said
+                    return bytes(said)
+                finally:
+                    follower.kill()
+
+    said = asyncio.run(main())
+    assert b"Traceback" not in said
+    assert b"the records from LSN 2 on were truncated" in said
 
 
 def test_a_pipe_that_trickles_is_appended_as_it_trickles(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,3 +110,41 @@ async def test_an_open_cancelled_at_any_moment_leaves_nothing_locked(tmp_path: P
                 except BlockingIOError:
                     continue
         await log.close()
+
+
+async def test_cancelled_before_its_first_step(directory: Path, tmp_path: Path) -> None:
+    # However a task is made of an open: cancelled at once it ends, in silence, also the wait for a
+    # lock. One that is forgotten is still warned about.
+    makers = (asyncio.ensure_future, asyncio.create_task, asyncio.shield, asyncio.gather)
+    with _held(directory), warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        for make in makers:
+            task = make(Log.open(directory, settings=LogSettings(lock_timeout_s=3600.0)))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            if make is asyncio.shield:
+                others = asyncio.all_tasks() - {asyncio.current_task()}
+                for other in others:
+                    other.cancel()
+            del task
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(Log.open(directory), 0)
+        await _until_no_open_is_under_way()
+        gc.collect()
+    assert not [str(complaint.message) for complaint in complaints]
+    with pytest.warns(RuntimeWarning, match=r"open\(\) was never awaited"):
+        Log.open(tmp_path / "other")
+    await _until_no_open_is_under_way()
+
+
+async def test_a_task_of_an_open_gives_the_log(directory: Path) -> None:
+    # An open is a coroutine for a task; closed before its first step, it ends.
+    log = await asyncio.create_task(Log.open(directory))
+    assert await log.append(b"x") == 1
+    await log.close()
+    opening = Log.open(directory)
+    opening.close()
+    await _until_no_open_is_under_way()
+    async with Log.open(directory) as log:
+        assert log.last_lsn == 1

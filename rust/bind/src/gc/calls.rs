@@ -40,8 +40,9 @@ use pyo3::{
 
 use super::desk::Desk;
 use crate::{
+    current,
     jobs::{Answer, Answering},
-    loops::{self, LoopPort},
+    loops::LoopPort,
 };
 
 /// A number that stands for a call.
@@ -199,7 +200,7 @@ impl Calls {
 
     /// The desk of the loop that runs on this thread, if one does.
     pub(super) fn desk(self: &Arc<Self>, py: Python<'_>) -> PyResult<Option<Arc<Desk>>> {
-        let Some(port) = loops::port_here(py)? else {
+        let Some(port) = current::port_here(py)? else {
             return Ok(None);
         };
         let mut desks = lock(&self.desks);

@@ -13,7 +13,7 @@ use pyo3::{
 };
 
 use super::{Core, Turn, seconds};
-use crate::loops;
+use crate::current;
 
 const MILLI: u64 = 1_000_000;
 
@@ -50,7 +50,7 @@ impl Home {
         let context = py.import("contextvars")?.getattr("Context")?.call0()?;
         keywords.set_item(intern!(py, "context"), context)?;
         Ok(Self {
-            witness: loops::witness(py),
+            witness: current::witness(py),
             clock,
             is_coarse,
             keywords: keywords.unbind(),
@@ -66,7 +66,7 @@ impl Home {
     #[inline]
     pub fn is_running(&self, py: Python<'_>) -> bool {
         let witness = self.witness.as_ref();
-        witness.is_some_and(|witness| loops::is_witness(py, witness))
+        witness.is_some_and(|witness| current::is_witness(py, witness))
     }
 
     #[inline]
@@ -159,7 +159,7 @@ fn refresh(
     known: &Arc<Home>,
     event_loop: Bound<'_, PyAny>,
 ) -> PyResult<Arc<Home>> {
-    if loops::witness(py).is_none() {
+    if current::witness(py).is_none() {
         return Ok(Arc::clone(known));
     }
     let home = Arc::new(Home::new(event_loop)?);

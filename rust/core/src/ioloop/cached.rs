@@ -68,17 +68,34 @@ impl Warmth {
         offset: u64,
         length: usize,
     ) -> Option<(Buffer, usize)> {
-        if length > LENGTH_MAX || file.is_direct() || !self.is_likely() {
+        if !self.is_worth_a_try(file, length) {
             return None;
         }
-        let metrics = &handle.shared().metrics;
         let mut buffer = Buffer::try_zeroed(length).ok()?;
-        let Some(count) = self.fill(file.fd()?, &mut buffer, offset) else {
+        let count = self.read_into(handle, file, offset, &mut buffer)?;
+        Some((buffer, count))
+    }
+
+    /// Whether [`read_into`](Self::read_into) should be called now. Asked once for each read.
+    pub fn is_worth_a_try(&self, file: &File, length: usize) -> bool {
+        length <= LENGTH_MAX && !file.is_direct() && self.is_likely()
+    }
+
+    /// As [`read`](Self::read), into memory of the caller's.
+    pub fn read_into(
+        &self,
+        handle: &Handle,
+        file: &File,
+        offset: u64,
+        into: &mut [u8],
+    ) -> Option<usize> {
+        let metrics = &handle.shared().metrics;
+        let Some(count) = self.fill(file.fd()?, into, offset) else {
             metrics.cached_misses.up();
             return None;
         };
         metrics.cached_hits.up();
-        Some((buffer, count))
+        Some(count)
     }
 
     /// A short count is the end of the file only if the next byte is not there either.

@@ -68,7 +68,7 @@ pub(crate) mod tests;
 
 pub use handle::Handle;
 pub use metrics::{SlowOperation, Statistics};
-pub use request::{Ask, Id, Kind, Reply};
+pub use request::{Ask, Id, Kind, Reply, short_read};
 pub use sink::{Answered, Sink};
 pub use turn::{IoLoop, Turned};
 

@@ -321,6 +321,16 @@ impl Ask {
     }
 }
 
+/// The file ended early.
+pub fn short_read(got: u64, wanted: u64) -> Error {
+    Error::new(
+        ErrorKind::ShortRead,
+        "the file ended before the bytes that were asked for",
+    )
+    .with("got", got)
+    .with("wanted", wanted)
+}
+
 /// The backend's answer as the program gets it.
 pub(super) fn reply(traits: &Traits, finished: Finished) -> Result<Reply> {
     let answer = finished.result?;
@@ -328,12 +338,7 @@ pub(super) fn reply(traits: &Traits, finished: Finished) -> Result<Reply> {
         (Answer::Count(count), Some(buffer)) if !traits.changes => {
             let (got, wanted) = (count as u64, traits.wanted.unwrap_or(0));
             if got < wanted {
-                return Err(Error::new(
-                    ErrorKind::ShortRead,
-                    "the file ended before the bytes that were asked for",
-                )
-                .with("got", got)
-                .with("wanted", wanted));
+                return Err(short_read(got, wanted));
             }
             Ok(Reply::Bytes {
                 buffer,

@@ -25,4 +25,10 @@ pub trait Sink: Send + Sync {
     fn closed(&self, tag: u64, left: Leftovers) {
         let _ = (tag, left);
     }
+
+    /// The request with this number has become slow and goes on; see
+    /// [`Handle::slow_operations`](super::Handle::slow_operations).
+    fn slow(&self, tag: u64) {
+        let _ = tag;
+    }
 }

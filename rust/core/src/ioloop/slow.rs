@@ -46,6 +46,9 @@ impl IoLoop {
                     over: false,
                     at: now,
                 });
+                if let Some(waiter) = &row.waiter {
+                    waiter.sink.slow(waiter.tag);
+                }
             }
         }
         if let Some(since) = self.table.oldest_quiet() {

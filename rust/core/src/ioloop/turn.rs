@@ -163,6 +163,10 @@ impl IoLoop {
         }
         self.admit();
         let wait = self.shortened(wait);
+        if wait != Wait::Never {
+            // Others look while we sleep.
+            self.tell();
+        }
         if let Some(backend) = self.backend.as_mut() {
             backend.poll(&mut self.finished, wait)?;
         }

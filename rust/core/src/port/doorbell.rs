@@ -33,6 +33,13 @@ impl Doorbell {
         }
     }
 
+    /// Keeps it silent until the next [`silence`](Self::silence), for somebody who will look in a
+    /// moment anyway.
+    pub fn hush(&self) {
+        // AcqRel: as in `ring`, whose flag this is.
+        self.pending.swap(true, Ordering::AcqRel);
+    }
+
     /// Answers: reads the descriptor, then lets the next ring through. Call before looking.
     #[inline]
     pub fn silence(&self) {

@@ -13,8 +13,11 @@ use crate::source::{Language, Source};
 pub const UNSAFE_FILES: &[(&str, &str)] = &[
     ("rust/bind/src/buffer.rs", "copies out of an exported Python buffer"),
     ("rust/bind/src/door.rs", "asks which interpreter this thread is attached to"),
+    ("rust/bind/src/io/guest.rs", "duplicates a descriptor that the engine keeps open"),
+    ("rust/bind/src/io/memory.rs", "memory of the engine behind Python's buffer protocol"),
+    ("rust/bind/src/io/sockets.rs", "asks the kernel which socket a descriptor is"),
     ("rust/bind/src/jobs.rs", "one pool of workers per process, never freed"),
-    ("rust/bind/src/loops.rs", "compares what the thread's dictionary says about the running loop"),
+    ("rust/bind/src/current.rs", "compares what the thread's dictionary says about the running loop"),
     ("rust/bind/src/record.rs", "takes records, which can be in no cycle, from the collector"),
     ("rust/bind/src/wheel/context.rs", "asks a context which mapping it refers to"),
     ("rust/bind/src/wheel/home.rs", "reads the monotonic clock that event loops count in"),
@@ -41,7 +44,7 @@ struct Door {
     why: &'static str,
 }
 
-const RUST_DOORS: [Door; 5] = [
+const RUST_DOORS: [Door; 6] = [
     Door {
         names: &[
             "Python::attach",
@@ -86,6 +89,12 @@ const RUST_DOORS: [Door; 5] = [
         within: &["rust/core/src/"],
         except: &["rust/core/src/uring/"],
         why: "only the uring backend knows the kernel's rings",
+    },
+    Door {
+        names: &["pyo3_async_runtimes::", "tokio::"],
+        within: &["rust/bind/src/", "rust/core/src/"],
+        except: &["rust/bind/src/bridge.rs"],
+        why: "only bridge.rs knows a second runtime",
     },
     Door {
         names: &["loom::"],
@@ -247,6 +256,15 @@ mod tests {
             count("rust/bind/src/log.rs", "fn f() { door::detach(py, || ()) }"),
             0
         );
+    }
+
+    #[test]
+    fn a_second_runtime_elsewhere_is_caught() {
+        // Belief: the crate of the bridge and its runtime are named in one file.
+        let text = "use pyo3_async_runtimes::generic;\nfn f() { tokio::spawn(g()) }";
+        assert_eq!(count("rust/bind/src/check.rs", text), 2);
+        assert_eq!(count("rust/core/src/wal/verify.rs", text), 2);
+        assert_eq!(count("rust/bind/src/bridge.rs", text), 0);
     }
 
     #[test]

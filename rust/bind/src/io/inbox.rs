@@ -1,0 +1,200 @@
+//! One request between the engine and whoever waits for it.
+//!
+//! ```text
+//! engine's thread                      loop's thread
+//! row --strong--> Inbox <--strong-- Waiting --strong--> Shared --strong--> engine
+//! ```
+//!
+//! # Always true
+//!
+//! 1. An [`Inbox`] holds plain data, so the engine's threads may drop the last reference to it.
+//!    What belongs to Python, and the engine itself, is held by [`Waiting`], on the loop's side.
+//! 2. An inbox is filled at most once and emptied at most once.
+//! 3. A request counts as under way from its submission until it was answered or given up.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use millrace_core::{
+    Result,
+    io::Leftovers,
+    ioloop::{Answered, Id, Reply, Sink},
+    sync::{Waker, lock},
+};
+
+use pyo3::prelude::*;
+
+use super::{outcome::Wanted, report, shared::Shared};
+use crate::{
+    error,
+    jobs::{Answer, Answering},
+};
+
+/// What the engine says.
+pub enum News {
+    /// The answer to a request.
+    Answer(Result<Reply>),
+    /// The engine has ended.
+    Ended(Leftovers),
+}
+
+enum State {
+    Empty(Option<Waker>),
+    Full(News),
+    Taken,
+}
+
+/// Where the engine puts an answer.
+pub struct Inbox {
+    state: Mutex<State>,
+    /// How many requests are under way, this one included until `counted` is taken back.
+    under_way: Arc<AtomicUsize>,
+    counted: AtomicBool,
+    was_slow: AtomicBool,
+}
+
+impl Inbox {
+    /// An empty one, counted as under way.
+    pub fn new(under_way: &Arc<AtomicUsize>) -> Arc<Self> {
+        under_way.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self {
+            state: Mutex::new(State::Empty(None)),
+            under_way: Arc::clone(under_way),
+            counted: AtomicBool::new(true),
+            was_slow: AtomicBool::new(false),
+        })
+    }
+
+    /// One with the answer in it.
+    pub fn full(under_way: &Arc<AtomicUsize>, answer: Result<Reply>) -> Arc<Self> {
+        let inbox = Self::new(under_way);
+        inbox.fill(News::Answer(answer));
+        inbox
+    }
+
+    /// Not under way any more.
+    pub fn discount(&self) {
+        if self.counted.swap(false, Ordering::Relaxed) {
+            self.under_way.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn fill(&self, news: News) {
+        self.discount();
+        let before = std::mem::replace(&mut *lock(&self.state), State::Full(news));
+        if let State::Empty(Some(waker)) = before {
+            waker.wake();
+        }
+    }
+
+    /// Has whoever subscribed look, though there is nothing in it.
+    fn rouse(&self) {
+        let waker = match &mut *lock(&self.state) {
+            State::Empty(waker) => waker.take(),
+            State::Full(_) | State::Taken => None,
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn take(&self) -> Option<News> {
+        let mut state = lock(&self.state);
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Full(news) => Some(news),
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    fn subscribe(&self, waker: Waker) -> bool {
+        if let State::Empty(subscriber) = &mut *lock(&self.state) {
+            *subscriber = Some(waker);
+            return true;
+        }
+        false
+    }
+}
+
+impl Sink for Inbox {
+    fn answer(&self, answered: Answered) {
+        self.fill(News::Answer(answered.result));
+    }
+
+    fn closed(&self, _tag: u64, left: Leftovers) {
+        self.fill(News::Ended(left));
+    }
+
+    fn slow(&self, _tag: u64) {
+        self.was_slow.store(true, Ordering::Relaxed);
+        self.rouse();
+    }
+}
+
+/// The loop's side of a request.
+pub struct Waiting {
+    engine: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    /// The request, if it can be given up: it changes nothing.
+    idle: Option<Id>,
+    /// What shall become of the answer; gone once it was handed out.
+    wanted: Mutex<Option<Wanted>>,
+}
+
+impl Waiting {
+    pub fn new(engine: Arc<Shared>, inbox: Arc<Inbox>, idle: Option<Id>, wanted: Wanted) -> Self {
+        Self {
+            engine,
+            inbox,
+            idle,
+            wanted: Mutex::new(Some(wanted)),
+        }
+    }
+}
+
+impl Answering for Waiting {
+    fn answer(&self) -> Option<Answer> {
+        let news = self.inbox.take()?;
+        let wanted = lock(&self.wanted).take();
+        let (engine, inbox) = (Arc::clone(&self.engine), Arc::clone(&self.inbox));
+        Some(Box::new(move |py| {
+            if inbox.was_slow.load(Ordering::Relaxed) {
+                report::log_slow(py, &engine);
+            }
+            match wanted {
+                Some(wanted) => wanted.show(py, &engine, news),
+                None => Err(error::panicked("an answer that nobody wants any more")),
+            }
+        }))
+    }
+
+    fn on_wake(&self, py: Python<'_>) {
+        if self.inbox.was_slow.load(Ordering::Relaxed) {
+            report::log_slow(py, &self.engine);
+        }
+    }
+
+    fn subscribe(&self, waker: Waker) -> bool {
+        self.inbox.subscribe(waker)
+    }
+
+    fn can_withdraw(&self) -> bool {
+        self.idle.is_some()
+    }
+
+    fn withdraw(&self) {
+        if let Some(id) = self.idle {
+            // What it would have filled is free again.
+            let wanted = lock(&self.wanted).take();
+            drop(wanted);
+            self.inbox.discount();
+            self.engine.forget(id);
+            // The loop lets go of it.
+            self.inbox.rouse();
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What becomes of an answer: how each kind of it looks to Python, and where a failed one happened.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use millrace_core::{Error, ioloop::Reply};
+use pyo3::{IntoPyObjectExt, prelude::*, types::PyBytes};
+
+use super::{
+    file::{File, OpenFile},
+    inbox::News,
+    memory::Reservation,
+    report::{CloseReport, FileStatus},
+    shared::Shared,
+    sockets::Duplicate,
+};
+use crate::{buffer, error};
+
+/// Where an operation takes place, as its errors tell.
+#[derive(Default)]
+pub struct Place {
+    pub path: Option<Arc<Path>>,
+    pub offset: Option<u64>,
+    pub requested: Option<u64>,
+}
+
+impl Place {
+    pub fn path(path: impl Into<Arc<Path>>) -> Self {
+        Self {
+            path: Some(path.into()),
+            ..Self::default()
+        }
+    }
+
+    /// Adds what the error does not say itself.
+    fn tell(&self, error: Error) -> Error {
+        let says = |key: &str| error.facts().iter().any(|(known, _)| *known == key);
+        let (path, offset, requested) = (says("path"), says("offset"), says("requested"));
+        let mut error = error;
+        if let (false, Some(here)) = (path, &self.path) {
+            error = error.with_text("path", here.display().to_string());
+        }
+        if let (false, Some(here)) = (offset, self.offset) {
+            error = error.with("offset", here);
+        }
+        if let (false, Some(here)) = (requested, self.requested) {
+            error = error.with("requested", here);
+        }
+        error
+    }
+}
+
+/// What whoever waits wants to have.
+pub enum Wanted {
+    /// Nothing but to know that it is done.
+    Done(Place),
+    /// How many bytes.
+    Count(Place),
+    /// The bytes.
+    Bytes(Place),
+    /// The bytes, put into something of Python's.
+    Copied(Place, Py<PyAny>),
+    /// The bytes, put into a buffer of the engine's.
+    Moved(Place, Reservation),
+    /// How many bytes went out; the socket is kept for as long.
+    Sent(Arc<Duplicate>),
+    /// The bytes that came in; the socket is kept for as long.
+    Received(Arc<Duplicate>),
+    /// An open file.
+    File(PathBuf),
+    /// What is known about a file.
+    Status(Place),
+    /// The end of the engine.
+    End,
+}
+
+impl Wanted {
+    /// The error, with where it happened.
+    pub fn placed(&self, error: Error) -> Error {
+        match self {
+            Self::Done(place)
+            | Self::Count(place)
+            | Self::Bytes(place)
+            | Self::Copied(place, _)
+            | Self::Moved(place, _)
+            | Self::Status(place) => place.tell(error),
+            Self::File(path) => Place::path(path.as_path()).tell(error),
+            Self::Sent(_) | Self::Received(_) | Self::End => error,
+        }
+    }
+
+    pub fn show(self, py: Python<'_>, engine: &Arc<Shared>, news: News) -> PyResult<Py<PyAny>> {
+        let reply = match news {
+            News::Ended(left) => return CloseReport::of(left).into_py_any(py),
+            News::Answer(Err(failed)) => {
+                return Err(error::raise_io(py, &self.placed(failed)));
+            }
+            News::Answer(Ok(reply)) => reply,
+        };
+        match (self, reply) {
+            (Self::Bytes(_) | Self::Received(_), Reply::Bytes { buffer, length }) => {
+                Ok(PyBytes::new(py, &buffer[..length]).into_any().unbind())
+            }
+            (Self::Copied(_, into), Reply::Bytes { buffer, length }) => {
+                buffer::copy_out(into.bind(py), &buffer[..length])?;
+                length.into_py_any(py)
+            }
+            (Self::Moved(_, reservation), Reply::Bytes { buffer, length }) => {
+                reservation.fill(buffer, length);
+                length.into_py_any(py)
+            }
+            (Self::Count(_) | Self::Sent(_), Reply::Count(count)) => count.into_py_any(py),
+            (Self::File(path), Reply::File(file)) => {
+                let file = OpenFile::new(Arc::clone(engine), file, path);
+                File::new(file).into_py_any(py)
+            }
+            (Self::Status(_), Reply::Status(status)) => FileStatus(status).into_py_any(py),
+            (Self::Done(_), _) => Ok(py.None()),
+            (_, _) => Err(error::panicked("an answer of another kind")),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What every handle, file and request of one engine has in common.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use millrace_core::{
+    Error, ErrorKind, Result,
+    engine::{BackendInfo, io::IoEngine},
+    fork::Origin,
+    io::Leftovers,
+    ioloop::{Answered, Ask, Handle, Id, Reply, Sink},
+};
+use pyo3::prelude::*;
+
+use super::{
+    guest,
+    inbox::{Inbox, Waiting},
+    outcome::Wanted,
+    sockets::Sockets,
+};
+use crate::{
+    error,
+    jobs::{self, Answering},
+    operation::{Operation, Source},
+};
+
+/// An open engine.
+pub struct Shared {
+    /// `None` only while this is dropped.
+    engine: Option<IoEngine>,
+    handle: Handle,
+    pub origin: Origin,
+    pub sockets: Sockets,
+    /// Bytes of buffers that a view holds.
+    pub pinned: Arc<AtomicUsize>,
+    pub is_guest: bool,
+    backend: BackendInfo,
+    under_way: Arc<AtomicUsize>,
+}
+
+impl Shared {
+    pub fn new(engine: IoEngine) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            handle: engine.handle().clone(),
+            backend: engine.backend().clone(),
+            origin: Origin::here()?,
+            sockets: Sockets::default(),
+            pinned: Arc::default(),
+            is_guest: engine.turnable().is_some(),
+            under_way: Arc::default(),
+            engine: Some(engine),
+        }))
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    pub fn backend(&self) -> &BackendInfo {
+        &self.backend
+    }
+
+    pub fn engine(&self) -> Option<&IoEngine> {
+        self.engine.as_ref()
+    }
+
+    /// How many requests are under way.
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Starts a request; it is under way when this returns.
+    pub fn start(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        name: &'static str,
+        ask: Ask,
+        timeout: Option<Duration>,
+        wanted: Wanted,
+    ) -> PyResult<Operation> {
+        let changes_nothing = matches!(
+            ask,
+            Ask::Read { .. } | Ask::Recv { .. } | Ask::Stat { .. } | Ask::StatPath { .. }
+        );
+        let alone = self.under_way() == 0;
+        let inbox = Inbox::new(&self.under_way);
+        let deadline = timeout.map(|timeout| self.handle.now().after(timeout));
+        let sink: Arc<dyn Sink> = Arc::<Inbox>::clone(&inbox);
+        let submitted = if self.is_guest {
+            self.handle.submit_quietly(ask, deadline, sink, 0)
+        } else {
+            self.handle.submit(ask, deadline, sink, 0)
+        };
+        let id = match submitted {
+            Ok(id) => id,
+            Err(refused) => {
+                inbox.discount();
+                return Err(error::raise_io(py, &wanted.placed(refused)));
+            }
+        };
+        if self.is_guest {
+            guest::urge(py, self, alone)?;
+        }
+        let idle = changes_nothing.then_some(id);
+        let waiting = Waiting::new(Arc::clone(self), inbox, idle, wanted);
+        Ok(Operation::new(name, Source::Job(Arc::new(waiting))))
+    }
+
+    /// Something that was answered by the call itself.
+    pub fn answered(
+        self: &Arc<Self>,
+        name: &'static str,
+        answer: Result<Reply>,
+        wanted: Wanted,
+    ) -> Operation {
+        let inbox = Inbox::full(&self.under_way, answer);
+        let waiting = Waiting::new(Arc::clone(self), inbox, None, wanted);
+        Operation::new(name, Source::Job(Arc::new(waiting)))
+    }
+
+    /// Stops taking requests; the result tells what was left behind at the end.
+    pub fn close(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        timeout: Option<Duration>,
+    ) -> PyResult<Operation> {
+        let inbox = Inbox::new(&self.under_way);
+        // It waits for the others: nobody shall take it for one of them.
+        inbox.discount();
+        let listener: Arc<dyn Sink> = Arc::<Inbox>::clone(&inbox);
+        self.handle.close(timeout, Some((listener, 0)));
+        if self.is_guest {
+            guest::urge(py, self, true)?;
+        }
+        let waiting = Waiting::new(Arc::clone(self), inbox, None, Wanted::End);
+        let job: Arc<dyn Answering> = Arc::new(waiting);
+        Ok(Operation::new("close", Source::Job(job)))
+    }
+
+    /// Nobody waits for this one any more.
+    pub fn forget(&self, id: Id) {
+        self.handle.forget(id);
+        guest::turn_here(self);
+    }
+
+    /// Has the engine carry out something that nobody waits for. False: it takes nothing.
+    pub fn entrust(&self, ask: Ask) -> bool {
+        let accepted = self.handle.submit(ask, None, Arc::new(Nobody), 0).is_ok();
+        guest::turn_here(self);
+        accepted
+    }
+
+    /// `open`, `closed` or `failed`.
+    pub fn state(&self) -> &'static str {
+        if self.handle.poison().is_some() {
+            return "failed";
+        }
+        if self.handle.is_closed() {
+            "closed"
+        } else {
+            "open"
+        }
+    }
+
+    /// Fails with `Forked` in a child, with `Closed` after a close.
+    pub fn check(&self) -> Result<()> {
+        self.origin.check()?;
+        match self.handle.poison() {
+            Some(cause) => {
+                Err(Error::new(ErrorKind::Poisoned, "the I/O engine failed").caused_by(cause))
+            }
+            None if self.handle.is_closed() => {
+                Err(Error::new(ErrorKind::Closed, "the I/O engine is closed"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Shared {
+    /// The last handle is gone. Closing may wait for a device, so a worker does it.
+    fn drop(&mut self) {
+        let Some(engine) = self.engine.take() else {
+            return;
+        };
+        if self.origin.is_forked_child() {
+            // It knows that it was inherited, and touches nothing.
+            drop(engine);
+            return;
+        }
+        // If no worker can be had, the engine is dropped with what was meant for it: here.
+        let _ = jobs::start(move || {
+            drop(engine);
+            jobs::answer(Ok(()), |py, ()| Ok(py.None()))
+        });
+    }
+}
+
+/// Nobody wants to know.
+struct Nobody;
+
+impl Sink for Nobody {
+    fn answer(&self, _answered: Answered) {}
+
+    fn closed(&self, _tag: u64, _left: Leftovers) {}
+}

@@ -1,0 +1,106 @@
+//! Sockets of the program, under descriptors of our own while requests on them are under way.
+//!
+//! The engine may still use a descriptor when the program has closed its socket and the number
+//! belongs to something else. So each socket is duplicated, once for all requests that are under
+//! way on it at the same time. When the last of them is over the duplicate goes, and with it our
+//! share in the connection: closing a socket that nobody waits on closes it.
+//!
+//! Always true: sockets are told apart by inode, which no other one can have while a duplicate
+//! keeps it alive. A number or an address says nothing, because both are reused.
+
+use std::{
+    collections::HashMap,
+    mem::MaybeUninit,
+    os::fd::RawFd,
+    sync::{Arc, Mutex, Weak},
+};
+
+use millrace_core::{Error, Result, io::File, sync::lock};
+use pyo3::{
+    exceptions::{PyTypeError, PyValueError},
+    intern,
+    prelude::*,
+    sync::PyOnceLock,
+    types::PyType,
+};
+
+/// Entries of sockets that are gone are swept out when there are this many more than the last
+/// sweep left.
+const SWEEP: usize = 64;
+
+type Inode = (u64, u64);
+
+/// The duplicates in use.
+#[derive(Default)]
+pub struct Sockets(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    known: HashMap<Inode, Weak<Duplicate>>,
+    sweep_at: usize,
+}
+
+/// A descriptor of our own on a socket of the program.
+pub struct Duplicate(File);
+
+impl Duplicate {
+    pub fn file(&self) -> File {
+        self.0.clone()
+    }
+}
+
+impl Sockets {
+    /// Our own descriptor for the socket behind `fd`.
+    pub fn lend(&self, fd: RawFd) -> Result<Arc<Duplicate>> {
+        let inode = inode(fd)?;
+        let mut state = lock(&self.0);
+        if let Some(known) = state.known.get(&inode).and_then(Weak::upgrade) {
+            return Ok(known);
+        }
+        let made = Arc::new(Duplicate(File::duplicate(fd)?));
+        if state.known.len() >= state.sweep_at {
+            state.known.retain(|_, one| one.strong_count() > 0);
+            state.sweep_at = 2 * state.known.len() + SWEEP;
+        }
+        state.known.insert(inode, Arc::downgrade(&made));
+        Ok(made)
+    }
+}
+
+/// What tells one open socket from all others.
+fn inode(fd: RawFd) -> Result<Inode> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is valid for the one structure that the call writes.
+    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
+        return Err(Error::from_io(&std::io::Error::last_os_error(), "fstat"));
+    }
+    // SAFETY: the call succeeded, so it wrote all of it.
+    let stat = unsafe { stat.assume_init() };
+    if stat.st_mode & libc::S_IFMT != libc::S_IFSOCK {
+        return Err(Error::invalid("the descriptor is not a socket"));
+    }
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// The descriptor of a `socket.socket`.
+pub fn descriptor(socket: &Bound<'_, PyAny>) -> PyResult<RawFd> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let py = socket.py();
+    let class = CLASS.import(py, "socket", "socket")?;
+    if !socket.is_instance(class)? {
+        let name = socket.get_type().name()?.to_string();
+        return Err(PyTypeError::new_err(format!(
+            "sock must be a socket.socket, not {name}"
+        )));
+    }
+    if !socket.get_type().is(class) && socket.hasattr(intern!(py, "_sslobj"))? {
+        return Err(PyTypeError::new_err(
+            "an ssl.SSLSocket cannot be used here: its bytes have to go through TLS",
+        ));
+    }
+    let fd: RawFd = socket.call_method0(intern!(py, "fileno"))?.extract()?;
+    if fd < 0 {
+        return Err(PyValueError::new_err("the socket is closed"));
+    }
+    Ok(fd)
+}
