@@ -247,8 +247,8 @@ async def test_follow_rests_in_proportion(
     async with Log.open(directory, read_only=True) as reader:
         for entry in directory.iterdir():
             os.utime(entry, ns=(recent_ns - 10**10, recent_ns - 10**10))
-        monkeypatch.setattr(log_module.asyncio, "sleep", rest)
-        monkeypatch.setattr(log_module.time, "perf_counter", perf_counter)
+        monkeypatch.setattr(asyncio, "sleep", rest)
+        monkeypatch.setattr(time, "perf_counter", perf_counter)
         with pytest.raises(ClosedError):
             await anext(reader.follow())
         monkeypatch.undo()
@@ -276,7 +276,7 @@ def test_file_times_of_files_that_vanish(directory: Path, monkeypatch: pytest.Mo
         def __exit__(self, *exc: object) -> None:
             pass
 
-    monkeypatch.setattr(log_module.os, "scandir", Vanishing)
+    monkeypatch.setattr(os, "scandir", Vanishing)
     assert log_module._written_ns(os.fspath(directory)) == 5
 
 

@@ -1,5 +1,5 @@
-//! A disk in memory: one directory, no crashes, and no time but what is waited for. For tests that try millions of damaged
-//! stores; what a power cut leaves is the simulated disk's business.
+//! A disk in memory: one directory, no crashes, and no time but what is waited for. For tests that
+//! try millions of damaged stores; what a power cut leaves is the simulated disk's business.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

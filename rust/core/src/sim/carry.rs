@@ -147,6 +147,15 @@ impl World {
         (effect, None, file)
     }
 
+    fn status(&self, ino: Ino) -> Status {
+        Status {
+            inode: ino as u64,
+            links: self.volume.links(ino),
+            length: self.volume.inodes[ino].cache.length(),
+            ..Status::default()
+        }
+    }
+
     fn plan_resize(&self, file: &File, length: u64, may_cut: bool) -> Effect {
         self.file(file, |ino, handle, _| match handle.write {
             false => refused(libc::EBADF),
@@ -210,7 +219,6 @@ impl World {
         seq: u64,
     ) -> Result<Answer> {
         let operation = flight.kind.name();
-        let upto = flight.submitted;
         let outcome = match &flight.effect {
             Effect::Refused(error) => return Err(error.clone()),
             Effect::OpenDir { path, create } => {
@@ -221,13 +229,8 @@ impl World {
             }
             Effect::Open { dir, name, access } => self.open(*dir, name, *access, seq),
             Effect::List { dir } => Ok(self.names(*dir)),
-            Effect::Length { ino } => Ok(Answer::Length(self.volume.inodes[*ino].cache.length())),
-            Effect::Stat { ino } => Ok(Answer::Status(Box::new(Status {
-                inode: *ino as u64,
-                links: self.volume.links(*ino),
-                length: self.volume.inodes[*ino].cache.length(),
-                ..Status::default()
-            }))),
+            Effect::Length { ino } => Ok(Answer::Length(self.status(*ino).length)),
+            Effect::Stat { ino } => Ok(Answer::Status(Box::new(self.status(*ino)))),
             Effect::Read {
                 ino,
                 offset,
@@ -248,7 +251,7 @@ impl World {
                     }
                 }),
             Effect::Sync { ino } => {
-                self.volume.flush(*ino, upto);
+                self.volume.flush(*ino, flight.submitted);
                 Ok(Answer::Done)
             }
             Effect::Resize {
@@ -259,7 +262,7 @@ impl World {
             Effect::Rename { dir, from, to } => self.volume.rename(*dir, from, to, seq).map(done),
             Effect::Unlink { dir, name } => self.volume.unlink(*dir, name, seq).map(done),
             Effect::SyncDir { dir } => {
-                self.volume.sync_dir(*dir, upto);
+                self.volume.sync_dir(*dir, flight.submitted);
                 Ok(Answer::Done)
             }
             Effect::DropCache { ino } => {
