@@ -249,7 +249,7 @@ impl Turner {
             self.stop_telling();
         }
         while let Next::Wait(wait) = self.step(shared, engine) {
-            let must_stop = shared.is_winding_down() && !cfg!(mutant = "leader_keeps_turning");
+            let must_stop = shared.is_winding_down();
             if is_over() || must_stop || self.has_passed(deadline) {
                 break;
             }
