@@ -60,8 +60,9 @@ class LogSettings:
         lock_timeout_s: How long an open waits for the lock of an owner that died.
 
         recovery: What an open does with a tail that a crash cut short: `tail` cuts and reports
-            it, `strict` refuses; `salvage` shows what is whole and reports the rest, and is only
-            for `read_only=True`.
+            it, `strict` refuses, where it can tell: in a segment whose file was used before, a
+            last group that is lost altogether leaves no trace. `salvage` shows what is whole and
+            reports the rest, and is only for `read_only=True`.
 
         commit_path: How a group reaches the disk. `auto` measures and takes the quickest; `direct`
             if it is not a quarter slower, for it keeps several groups in flight.
