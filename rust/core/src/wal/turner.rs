@@ -145,21 +145,21 @@ impl Turner {
         // Others turn meanwhile: what was claimed may have been gathered since we looked.
         let next = self.next.load(Ordering::Relaxed);
         let waiting = shared.claimed().0.saturating_sub(next);
-        let worth = match groups {
-            0 => self
-                .expected
-                .load(Ordering::Relaxed)
-                .clamp(1, WORTH_A_GROUP),
-            _ => WORTH_A_GROUP,
-        };
         let has_room = self.has_room.load(Ordering::Relaxed);
         if !has_room && groups > 0 {
             // The next answer brings a turn; with `wanted` set, so does one that is under way.
             self.steward.stay_awake();
             return false;
         }
-        // Without room though nothing is in flight, the next segment is awaited, step by step.
-        let worth = if has_room { worth } else { 0 };
+        let worth = match groups {
+            // No room though nothing is in flight: the next segment is awaited, step by step.
+            0 if !has_room => 0,
+            0 => self
+                .expected
+                .load(Ordering::Relaxed)
+                .clamp(1, WORTH_A_GROUP),
+            _ => WORTH_A_GROUP,
+        };
         if waiting < worth {
             self.steward.stay_awake();
             return true;
