@@ -25,7 +25,6 @@ mod deliver;
 mod door;
 mod error;
 mod gc;
-mod hand;
 mod io;
 mod jobs;
 mod lines;

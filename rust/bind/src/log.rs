@@ -18,8 +18,7 @@ use pyo3::{
 };
 
 use crate::{
-    buffer, deliver, door, error,
-    hand::Hand,
+    buffer, current, deliver, door, error,
     jobs::{self, Answer},
     lines::{Value, last},
     operation::{Operation, Source},
@@ -79,9 +78,8 @@ impl Log {
         let level = level(durability)?;
         let log = self.here(py)?;
         let payload = payload(py, log, data)?;
-        let hand = Hand::of(py, log)?;
         let claimed = log.appender.append(payload, || log.herald.clone());
-        hand.urge(log);
+        current::urge(py, log)?;
         claimed_by(py, log, "append", claimed, level, Value::Lsn)
     }
 
@@ -115,9 +113,8 @@ impl Log {
             let empty = deliver::range(py, next, next)?.unbind();
             return Ok(Operation::quiet("append_many", Source::Known(empty)));
         };
-        let hand = Hand::of(py, log)?;
         let claimed = log.appender.append_many(payloads, || log.herald.clone());
-        hand.urge(log);
+        current::urge(py, log)?;
         claimed_by(py, log, "append_many", claimed, level, value)
     }
 
@@ -130,11 +127,9 @@ impl Log {
     ///         others stand in line. Nothing was written.
     fn submit(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Ticket> {
         let log = self.here(py)?;
-        let payload = payload(py, log, data)?;
-        let hand = Hand::of(py, log)?;
-        let submitted = log.appender.submit(payload);
+        let submitted = log.appender.submit(payload(py, log, data)?);
         let lsn = submitted.map_err(|failed| error::raise(py, &failed))?;
-        hand.urge(log);
+        current::urge(py, log)?;
         Ok(Ticket::new(Arc::clone(log), lsn))
     }
 
