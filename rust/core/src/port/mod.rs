@@ -29,6 +29,7 @@
 mod doorbell;
 pub mod handshake;
 mod signal;
+#[cfg(not(loom))]
 mod told;
 mod watch;
 
