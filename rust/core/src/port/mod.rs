@@ -29,7 +29,6 @@
 mod doorbell;
 pub mod handshake;
 mod signal;
-#[cfg(not(loom))]
 mod told;
 mod watch;
 

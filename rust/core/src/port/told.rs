@@ -56,15 +56,28 @@ impl<T> Told<T> {
         }
         let next = next();
         let address = next.as_ref().map_or(0, address_of);
-        let mut bell = lock(&self.bell);
-        if !is_due(self.address()) {
-            return;
+        let in_two_steps = cfg!(mutant = "told_in_two_steps");
+        if in_two_steps {
+            self.address.store(address, Ordering::Relaxed);
         }
-        self.address.store(address, Ordering::Relaxed);
+        let mut bell = lock(&self.bell);
+        if !in_two_steps {
+            if !is_due(self.address()) {
+                return;
+            }
+            self.address.store(address, Ordering::Relaxed);
+        }
         let before = std::mem::replace(&mut *bell, next);
         drop(bell);
         // Perhaps the last reference, which closes a descriptor: not under the lock.
         drop(before);
+    }
+
+    /// Whether bell and address belong together.
+    #[cfg(all(test, loom))]
+    pub(super) fn is_consistent(&self) -> bool {
+        let bell = lock(&self.bell);
+        bell.as_ref().map_or(0, address_of) == self.address()
     }
 }
 
