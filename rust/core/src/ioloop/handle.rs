@@ -259,7 +259,8 @@ impl Handle {
         Ok(())
     }
 
-    fn accept(
+    /// Past the door: whatever happens to the loop from here on, this is answered.
+    pub(super) fn accept(
         &self,
         ask: Ask,
         deadline: Option<Mono>,

@@ -409,6 +409,28 @@ fn a_reused_place_is_not_cancelled_by_the_old_deadline() {
 }
 
 #[test]
+fn a_place_reused_between_a_deadline_and_its_turn_is_spared() {
+    // A deadline passes, and before the loop acts on it the request is forgotten and its place
+    // given to another: the old deadline must not end the new request.
+    let mut stage = stage(1);
+    stage.ask(recv(), None);
+    let gone = stage.ask(read(), Some(20));
+    stage.turn();
+    stage.clock.clock.advance(Duration::from_millis(30));
+    // Its own deadline has the wheel moved on, which finds the old one due.
+    stage.ask(read(), Some(1000));
+    stage.handle().forget(gone);
+    stage.ask(read(), None);
+    stage.turn();
+    assert_eq!(stage.inbox.len(), 0);
+    for _ in 0..3 {
+        stage.answer(0, Ok(Answer::Count(8)));
+        stage.turn();
+    }
+    assert_eq!(stage.inbox.order(), [1, 3, 4]);
+}
+
+#[test]
 fn a_caller_gone_before_the_first_submission_costs_nothing() {
     // A read that nobody waits for any more is never submitted, nor answered.
     let mut stage = stage(1);
@@ -843,6 +865,18 @@ mod end {
         assert_eq!(stage.cancels(), 1);
         stage.pass(1000);
         assert_eq!(kind(stage.inbox.take(1)), ErrorKind::Abandoned);
+    }
+
+    #[test]
+    fn a_submission_that_comes_after_the_end_is_answered_by_its_submitter() {
+        // It passed the door while the loop was open and reached the queue when it was over.
+        let mut stage = closing(None);
+        close(&stage);
+        assert_eq!(stage.turn(), Turned::Over);
+        let sink = stage.inbox.sink();
+        stage.handle().accept(read(), None, sink, 7, true);
+        assert_eq!(kind(stage.inbox.take(7)), ErrorKind::Closed);
+        assert_eq!(stage.handle().statistics().pending, 0);
     }
 
     #[test]
