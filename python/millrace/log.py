@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import errno
 import os
 import time
 import warnings
@@ -13,7 +14,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Self
 
 from . import _core
-from .errors import Error
+from .errors import Error, IoError, IoTimeout
 from .settings import LogSettings
 from .types import (
     Damage,
@@ -35,8 +36,11 @@ Location = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 _EXIT_TIMEOUT_S = 5.0
 _LSN_MAX = 2**63 - 1
 
-# How a follower of somebody else's log looks for news, and how coarse file times may be.
+# How a follower of somebody else's log looks for news: the shortest and the longest pause between
+# two looks, and what share of its time looking may take in between. How coarse file times may be.
 _LOOK_S = 0.1
+_LOOK_MAX_S = 2.0
+_LOOK_SHARE = 0.05
 _RECENT_NS = 1_000_000_000
 
 
@@ -102,6 +106,9 @@ class Log(_core.Log):
 
             CorruptionError: If bytes that were durable are wrong. Nothing was modified.
 
+            IoTimeout: With *read_only*, if the owner dropped files for seconds, quicker than
+                they could be looked at. Try again.
+
             FormatVersionError: If it was written by a version this one does not understand.
 
             ForkedError: Never here: opening in a child process is the remedy for it.
@@ -154,9 +161,11 @@ class Log(_core.Log):
         Without *start*, begins behind what is durable now. Never yields a record before it is
         durable. Ends with `ClosedError` when the log is closed.
 
-        A log that was opened with `read_only` learns nothing from its owner, so it looks: ten
-        times a second at the times of the files, and, when they were written to, at the log anew,
-        which reads it as an open does. It has no end but the caller's.
+        A log that was opened with `read_only` learns nothing from its owner, so it looks: at the
+        times of the files, and, when they were written to, at the log anew. Such a look reads and
+        syncs the last segment as an open does, up to all of it. So looks come ten times a second
+        only where they are quick: they take at most a twentieth of the time, until two seconds
+        lie between them. Smaller segments make it quicker. It has no end but the caller's.
 
         Raises:
             ValueError: If the records from *start* on were truncated; with `read_only` also
@@ -433,23 +442,47 @@ async def _watch(log: Log, start: int) -> AsyncGenerator[Record]:
     # From before the first look, so that what comes in between is looked for once more.
     seen_ns = -1
     while True:
+        pause_s = _LOOK_S
         written_ns = _written_ns(directory)
         # File times move in steps: a write just after a look may carry the same time as it.
         is_recent = time.time_ns() - written_ns < _RECENT_NS
         if written_ns != seen_ns or is_recent:
             seen_ns = written_ns
-            async with Log.open(directory, settings=settings, read_only=True) as fresh:
-                if start <= fresh.durable_lsn:
-                    async for record in fresh.read(start):
-                        yield record
-                        start = record.lsn + 1
-        await asyncio.sleep(_LOOK_S)
+            began = time.perf_counter()
+            try:
+                async with Log.open(directory, settings=settings, read_only=True) as fresh:
+                    pause_s = _pause_after(time.perf_counter() - began)
+                    if start <= fresh.durable_lsn:
+                        async for record in fresh.read(start):
+                            yield record
+                            start = record.lsn + 1
+            except (IoError, IoTimeout) as error:
+                if not _was_dropped(error, directory):
+                    raise
+                seen_ns = -1
+        await asyncio.sleep(pause_s)
+
+
+def _was_dropped(error: IoError | IoTimeout, directory: str) -> bool:
+    """Whether the owner dropped what was looked at: the next look shows what is left."""
+    is_gone = isinstance(error, IoTimeout) or error.errno == errno.ENOENT
+    return is_gone and os.path.isdir(directory)  # noqa: PTH112
+
+
+def _pause_after(look_s: float) -> float:
+    """How long to rest after a look that took so long."""
+    return min(max(_LOOK_S, look_s * (1 / _LOOK_SHARE - 1)), _LOOK_MAX_S)
 
 
 def _written_ns(directory: str) -> int:
+    last = 0
     with os.scandir(directory) as entries:
-        times = [entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".log")]
-    return max(times, default=0)
+        for entry in entries:
+            # The owner may have removed or renamed it since it was listed.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.name.endswith(".log"):
+                    last = max(last, entry.stat().st_mtime_ns)
+    return last
 
 
 def _check_range(start: int, stop: int | None, records_max: int) -> None:

@@ -60,8 +60,9 @@ class LogSettings:
         lock_timeout_s: How long an open waits for the lock of an owner that died.
 
         recovery: What an open does with a tail that a crash cut short: `tail` cuts and reports
-            it, `strict` refuses; `salvage` shows what is whole and reports the rest, and is only
-            for `read_only=True`.
+            it, `strict` refuses, where it can tell: in a segment whose file was used before, a
+            last group that is lost altogether leaves no trace. `salvage` shows what is whole and
+            reports the rest, and is only for `read_only=True`.
 
         commit_path: How a group reaches the disk. `auto` measures and takes the quickest; `direct`
             if it is not a quarter slower, for it keeps several groups in flight.
@@ -70,7 +71,11 @@ class LogSettings:
             on while loops are busy. `loop`: the event loops and threads that append and wait do
             it themselves, without a hand-over between threads; a lone task waits least with it.
             Needs io_uring and a filesystem with direct I/O, else `Log.open` raises
-            `BackendUnavailable`.
+            `BackendUnavailable`. Two limits come with it. The kernel finishes a write on the thread
+            that submitted it: while that thread is stuck in the kernel (a blocking `os.fsync`, a
+            file server that does not answer), everybody who waits for this log waits too. And
+            system calls of such a thread may be interrupted (`EINTR`) without a signal; Python
+            repeats its own, a C library may not.
 
         backend: How the kernel is asked: `auto` takes io_uring where the kernel allows it.
             `uring-plain` is io_uring without what only newer kernels have.

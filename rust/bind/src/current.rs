@@ -13,10 +13,7 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 
-use crate::{
-    loops::{self, LoopPort},
-    shared::Shared,
-};
+use crate::loops::{self, LoopPort};
 
 /// The loop that ran last on this thread.
 struct Current {
@@ -75,20 +72,6 @@ pub fn here(py: Python<'_>) -> PyResult<Here<'_>> {
     };
     let future = current.maker.make(py)?;
     Ok(Here { current, future })
-}
-
-/// Has what was just put on the ring of `log` written, if nobody else sees to it: on the thread of
-/// a loop now or at the end of this iteration, on any other thread now.
-#[inline]
-pub fn urge(py: Python<'_>, log: &Arc<Shared>) -> PyResult<()> {
-    if !log.appender.is_turned_by_callers() {
-        return Ok(());
-    }
-    match port_here(py)? {
-        Some(port) => port.urge(log),
-        None => log.appender.turn(),
-    }
-    Ok(())
 }
 
 /// The port of the loop that is running in this thread, if one is.

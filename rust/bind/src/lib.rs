@@ -25,6 +25,7 @@ mod deliver;
 mod door;
 mod error;
 mod gc;
+mod hand;
 mod io;
 mod jobs;
 mod lines;

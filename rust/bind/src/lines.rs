@@ -172,11 +172,6 @@ impl Lines {
         self.held.is_none() && self.log.strong_count() == 0
     }
 
-    /// The log, unless it is gone.
-    pub fn log(&self) -> Option<Arc<Shared>> {
-        self.log.upgrade()
-    }
-
     /// The log if somebody waits for it here and its callers turn it. The turn need not ring for
     /// us: we look behind it.
     pub fn turned(&self) -> Option<Arc<Shared>> {

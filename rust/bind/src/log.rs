@@ -18,7 +18,8 @@ use pyo3::{
 };
 
 use crate::{
-    buffer, current, deliver, door, error,
+    buffer, deliver, door, error,
+    hand::Hand,
     jobs::{self, Answer},
     lines::{Value, last},
     operation::{Operation, Source},
@@ -78,8 +79,9 @@ impl Log {
         let level = level(durability)?;
         let log = self.here(py)?;
         let payload = payload(py, log, data)?;
+        let hand = Hand::of(py, log)?;
         let claimed = log.appender.append(payload, || log.herald.clone());
-        current::urge(py, log)?;
+        hand.urge(log);
         claimed_by(py, log, "append", claimed, level, Value::Lsn)
     }
 
@@ -113,8 +115,9 @@ impl Log {
             let empty = deliver::range(py, next, next)?.unbind();
             return Ok(Operation::quiet("append_many", Source::Known(empty)));
         };
+        let hand = Hand::of(py, log)?;
         let claimed = log.appender.append_many(payloads, || log.herald.clone());
-        current::urge(py, log)?;
+        hand.urge(log);
         claimed_by(py, log, "append_many", claimed, level, value)
     }
 
@@ -127,9 +130,11 @@ impl Log {
     ///         others stand in line. Nothing was written.
     fn submit(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<Ticket> {
         let log = self.here(py)?;
-        let submitted = log.appender.submit(payload(py, log, data)?);
+        let payload = payload(py, log, data)?;
+        let hand = Hand::of(py, log)?;
+        let submitted = log.appender.submit(payload);
         let lsn = submitted.map_err(|failed| error::raise(py, &failed))?;
-        current::urge(py, log)?;
+        hand.urge(log);
         Ok(Ticket::new(Arc::clone(log), lsn))
     }
 

@@ -18,7 +18,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -45,6 +45,9 @@ const DRAIN_BUDGET: usize = 1024;
 pub struct LoopPort {
     port: Arc<Port<u64>>,
     state: Mutex<State>,
+    /// Address of the log that was urged last. It is in `told`, whose weak reference keeps the
+    /// address from being used again.
+    last_urged: AtomicUsize,
     closed: AtomicBool,
 }
 
@@ -53,6 +56,8 @@ struct State {
     lines: Vec<Lines>,
     /// Logs to be turned by the next drain.
     urged: Vec<Arc<Shared>>,
+    /// Logs that may raise the bell of this port.
+    told: Vec<Weak<Shared>>,
     /// Whose turn it is to be first, counted on for ever.
     turn: usize,
     jobs: HashMap<u64, (Arc<dyn Answering>, Py<PyAny>)>,
@@ -114,13 +119,15 @@ impl LoopPort {
         Ok(Arc::new(Self {
             port: Arc::new(port),
             state: Mutex::default(),
+            last_urged: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         }))
     }
 
-    /// See [`current::urge`].
+    /// Has what was just put on the ring of `log` written, now or at the end of this iteration.
     #[inline]
     pub fn urge(&self, log: &Arc<Shared>) {
+        self.remember(log);
         if log.appender.urge(self.port.bell()) {
             let mut state = lock(&self.state);
             if !state.urged.iter().any(|urged| Arc::ptr_eq(urged, log)) {
@@ -129,6 +136,21 @@ impl LoopPort {
             drop(state);
             // Rung behind everybody who is ready now.
             self.port.wake();
+        }
+    }
+
+    /// Keeps in mind that `log` may raise our bell, until the loop is gone.
+    #[inline]
+    fn remember(&self, log: &Arc<Shared>) {
+        let address = Arc::as_ptr(log) as usize;
+        if self.last_urged.swap(address, Ordering::Relaxed) == address {
+            return;
+        }
+        let mut state = lock(&self.state);
+        let log = Arc::downgrade(log);
+        if !state.told.iter().any(|told| told.ptr_eq(&log)) {
+            state.told.retain(|told| told.strong_count() > 0);
+            state.told.push(log);
         }
     }
 
@@ -334,7 +356,7 @@ impl LoopPort {
     fn shut(&self) {
         self.closed.store(true, Ordering::Relaxed);
         let mut state = std::mem::take(&mut *lock(&self.state));
-        for log in state.lines.iter().filter_map(Lines::log) {
+        for log in state.told.iter().filter_map(Weak::upgrade) {
             log.appender.forget(self.port.bell());
         }
         for (job, _) in state.jobs.values() {

@@ -6,6 +6,10 @@
 //! closed: the number stays taken, so that the owner's own `close` in the child can never hit a
 //! file that was opened later.
 //!
+//! Only what keeps others out is listed: a lock that is held alone, and a ring, which may hold
+//! one. Shared locks are as many as there are open segments, and one that lives on in a child
+//! costs an owner elsewhere a file it would have used again, nothing more.
+//!
 //! # Always true
 //!
 //! 1. The handler in the child reads atomics and calls `dup3`, nothing else: another thread may
@@ -25,7 +29,8 @@ use std::{
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// How many descriptors can be listed: one lock and one ring for each open log, and to spare.
+/// How many descriptors can be listed: one ring for each engine, and for each log that is open for
+/// writing its lock and that of a file it makes ready.
 const SLOTS: usize = 512;
 
 /// An empty slot.

@@ -396,3 +396,56 @@ async def test_statistics_count(directory: Path) -> None:
         assert statistics.commit_path in statistics.commit_paths
         with pytest.raises(AttributeError):
             statistics.records = 0  # type: ignore[misc]
+
+
+def test_a_loop_that_cannot_be_told_fails_no_submit(directory: Path) -> None:
+    # A record that was claimed is written, so nothing may fail behind the claim: with a loop that
+    # takes no descriptor the ticket tells the LSN all the same, and nothing is there twice.
+    class Full(asyncio.SelectorEventLoop):
+        def add_reader(self, *_arguments: object) -> None:
+            raise OSError(24, "Too many open files")
+
+    log = asyncio.run(_opened(directory))
+
+    async def submit() -> list[int]:
+        return [log.submit(b"x").lsn for _ in range(3)]
+
+    loop = Full()
+    try:
+        assert loop.run_until_complete(submit()) == [1, 2, 3]
+    finally:
+        loop.close()
+    log.submit(b"last").wait(10)
+    assert log.last_lsn == 4
+    asyncio.run(_closed(log))
+
+
+@pytest.mark.usefixtures("needs_loop_driver")
+def test_an_interrupt_while_a_loop_is_told_claims_nothing(directory: Path) -> None:
+    # Who is interrupted is told so, and the record is not there.
+    class Interrupted(asyncio.SelectorEventLoop):
+        def add_reader(self, *_arguments: object) -> None:
+            raise KeyboardInterrupt
+
+    settings = LogSettings(driver="loop")
+    log = asyncio.run(_opened(directory, settings))
+
+    async def submit() -> None:
+        log.submit(b"x")
+
+    loop = Interrupted()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(submit())
+    finally:
+        loop.close()
+    assert log.last_lsn == 0
+    asyncio.run(_closed(log))
+
+
+async def _opened(directory: Path, settings: LogSettings | None = None) -> Log:
+    return await Log.open(directory, settings=settings)
+
+
+async def _closed(log: Log) -> None:
+    await log.close()

@@ -165,7 +165,10 @@ impl File {
         } else {
             "closed"
         };
-        format!("<millrace.File path={:?} {state}>", self.open.path)
+        format!(
+            "<millrace.File path='{}' {state}>",
+            self.open.path.display()
+        )
     }
 }
 
@@ -186,7 +189,7 @@ impl Drop for File {
         if !self.is_owed.load(Ordering::Relaxed) {
             return;
         }
-        let text = format!("unclosed file {:?}", self.open.path);
+        let text = format!("unclosed file '{}'", self.open.path.display());
         door::attached(|py| error::warn(py, &py.get_type::<PyResourceWarning>(), text));
     }
 }

@@ -408,16 +408,13 @@ impl IoEngine {
         timeout_s: Option<f64>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
-        let (ask, place) = match target.cast::<File>() {
-            Ok(file) => {
-                let (file, open) = self.lend(py, file)?;
-                (Ask::Stat { file }, open.place(None, None))
-            }
-            Err(_) => {
-                let path = location("target", target)?;
-                let place = Place::path(path.as_path());
-                (Ask::StatPath { path }, place)
-            }
+        let (ask, place) = if let Ok(file) = target.cast::<File>() {
+            let (file, open) = self.lend(py, file)?;
+            (Ask::Stat { file }, open.place(None, None))
+        } else {
+            let path = location("target", target)?;
+            let place = Place::path(path.as_path());
+            (Ask::StatPath { path }, place)
         };
         self.shared
             .start(py, "stat", ask, timeout, Wanted::Status(place))

@@ -154,7 +154,7 @@ fn change(op: &Op) -> Result<()> {
             named(sys::unlink_at(fd(dir)?, &checked(name)?), "unlink", name)
         }
         Op::DropCache { file } => told(sys::drop_cache(fd(file)?), "fadvise"),
-        Op::Lock { file } => lock(file, sys::lock),
+        Op::Lock { file } => lock(file, sys::lock).and_then(|()| file.forsake_in_children()),
         Op::Share { file } => lock(file, sys::share),
         Op::Unlock { file } => told(sys::unlock(fd(file)?), "flock"),
         _ => Err(Error::invalid("the operation is not a plain change")),
@@ -460,7 +460,7 @@ fn collect_names(mut entries: &[u8], names: &mut Vec<String>) {
 fn lock(file: &File, take: impl Fn(RawFd) -> Sys<()>) -> Result<()> {
     let number = fd(file)?;
     match retry_interrupted(|| take(number)) {
-        Ok(()) => file.forsake_in_children(),
+        Ok(()) => Ok(()),
         Err(Errno(libc::EWOULDBLOCK)) => Err(Error::new(
             ErrorKind::Locked,
             "somebody else holds the lock",

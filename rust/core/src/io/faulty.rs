@@ -269,6 +269,18 @@ impl Backend for FaultyBackend {
         self.inner.notify(bell)
     }
 
+    fn answer_to(&mut self, helper: Arc<dyn Wake>) {
+        self.inner.answer_to(helper);
+    }
+
+    fn spare_caller(&mut self, yes: bool) {
+        self.inner.spare_caller(yes);
+    }
+
+    fn has_left_over(&self) -> bool {
+        self.inner.has_left_over()
+    }
+
     fn watched(&self) -> Vec<RawFd> {
         self.inner.watched()
     }

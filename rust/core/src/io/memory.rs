@@ -1,5 +1,5 @@
-//! A disk in memory: one directory, no time, no crashes. For tests that try millions of damaged
-//! stores; what a power cut leaves is the simulated disk's business.
+//! A disk in memory: one directory, no crashes, and no time but what is waited for. For tests that
+//! try millions of damaged stores; what a power cut leaves is the simulated disk's business.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -212,6 +212,7 @@ impl Disk for MemoryDisk {
         Ok(Box::new(MemoryBackend {
             disk: self.clone(),
             finished: VecDeque::new(),
+            now: Mono(0),
         }))
     }
 }
@@ -219,6 +220,7 @@ impl Disk for MemoryDisk {
 struct MemoryBackend {
     disk: MemoryDisk,
     finished: VecDeque<Finished>,
+    now: Mono,
 }
 
 struct NoWake;
@@ -240,9 +242,14 @@ impl Backend for MemoryBackend {
     }
 
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
-        if self.finished.is_empty() && wait != Wait::Never {
-            let what = "a wait that nothing can end";
-            return Err(Error::new(ErrorKind::Abandoned, what));
+        match wait {
+            _ if !self.finished.is_empty() => {}
+            Wait::Never => {}
+            Wait::Until(instant) => self.now = self.now.max(instant),
+            Wait::Forever => {
+                let what = "a wait that nothing can end";
+                return Err(Error::new(ErrorKind::Abandoned, what));
+            }
         }
         out.extend(self.finished.drain(..));
         Ok(())
@@ -253,7 +260,7 @@ impl Backend for MemoryBackend {
     }
 
     fn now(&self) -> Mono {
-        Mono(0)
+        self.now
     }
 
     fn in_flight(&self) -> usize {

@@ -178,6 +178,23 @@ pub trait Backend: Send {
         ))
     }
 
+    /// Wakes `helper` whenever a thread of the backend's own has finished something, also while
+    /// nobody sleeps in a poll. Once, before the first request.
+    fn answer_to(&mut self, helper: Arc<dyn Wake>) {
+        let _ = helper;
+    }
+
+    /// The polls from now on are made by a thread that must not wait, with [`Wait::Never`]: what
+    /// might wait is left for a poll that may.
+    fn spare_caller(&mut self, yes: bool) {
+        let _ = yes;
+    }
+
+    /// Whether the last poll left something for one that may wait.
+    fn has_left_over(&self) -> bool {
+        false
+    }
+
     /// Keeps `lock` open for as long as the kernel may still carry out writes of this backend,
     /// even after the process died. A ring registers the descriptor with itself.
     fn hold(&mut self, lock: &File) -> Result<()>;

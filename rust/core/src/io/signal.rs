@@ -9,7 +9,7 @@
 use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::{
-        Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -22,6 +22,14 @@ use crate::{
     sync::{Count, Wake, lock},
 };
 
+struct Helper(Arc<dyn Wake>);
+
+impl std::fmt::Debug for Helper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Helper")
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Signal {
@@ -30,6 +38,8 @@ pub(crate) struct Signal {
     /// Where an owner waits that does not sleep here.
     elsewhere: Mutex<Option<OwnedFd>>,
     is_elsewhere: AtomicBool,
+    /// Who hears of everything that is ready to be collected, wherever the owner is.
+    helper: OnceLock<Helper>,
     rung: Count,
     coalesced: Count,
 }
@@ -42,6 +52,7 @@ impl Signal {
             bell,
             elsewhere: Mutex::default(),
             is_elsewhere: AtomicBool::new(false),
+            helper: OnceLock::new(),
             rung: Count::default(),
             coalesced: Count::default(),
         })
@@ -62,6 +73,11 @@ impl Signal {
         Ok(())
     }
 
+    /// From now on `helper` is woken by every nudge. The first one stays.
+    pub(crate) fn help(&self, helper: Arc<dyn Wake>) {
+        let _first = self.helper.set(Helper(helper));
+    }
+
     /// Silences the bell. Only a sleep that is over may be silenced.
     pub(crate) fn silence(&self) {
         sys::lower(self.bell());
@@ -70,6 +86,9 @@ impl Signal {
     /// Something of the backend's own is ready to be collected.
     pub(crate) fn nudge(&self) {
         self.call(NUDGED);
+        if let Some(helper) = self.helper.get() {
+            helper.0.wake();
+        }
     }
 
     /// Whether a wake came; forgets it, and nudges too, because the caller looks now.

@@ -7,6 +7,7 @@ use super::{
     Doorbell, Drained, Port, Watch,
     handshake::{Call, Handshake, NUDGED, WOKEN},
     signal::Signal,
+    told::Told,
 };
 use crate::sync::{AtomicU64, Ordering, Wake};
 
@@ -196,5 +197,30 @@ fn a_call_reaches_an_owner_that_waits_elsewhere() {
         for caller in callers {
             caller.join().unwrap();
         }
+    });
+}
+
+#[test]
+fn a_loop_that_comes_while_nobody_is_told_any_more_leaves_no_half() {
+    // One loop asks to be told while another is forgotten and a thread stops all telling: bell and
+    // address still belong together, so the next loop is not taken for one that is told.
+    explore(|| {
+        let told = LoomArc::new(Told::new());
+        let (gone, here) = (Arc::new(1), Arc::new(2));
+        told.tell(&gone, true);
+        let stopping = {
+            let told = LoomArc::clone(&told);
+            thread::spawn(move || told.stop())
+        };
+        let coming = {
+            let (told, here) = (LoomArc::clone(&told), Arc::clone(&here));
+            thread::spawn(move || told.tell(&here, true))
+        };
+        told.forget(&gone);
+        stopping.join().unwrap();
+        coming.join().unwrap();
+        assert!(told.is_consistent());
+        told.tell(&here, false);
+        assert_eq!(told.get(), Some(here));
     });
 }

@@ -29,6 +29,7 @@
 mod doorbell;
 pub mod handshake;
 mod signal;
+mod told;
 mod watch;
 
 #[cfg(all(test, loom))]
@@ -37,6 +38,8 @@ mod loom;
 mod tests;
 
 pub use doorbell::Doorbell;
+#[cfg(not(loom))]
+pub(crate) use told::Told;
 pub use watch::Watch;
 
 use std::sync::Arc;

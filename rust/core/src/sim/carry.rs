@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind, Result},
-    io::{Access, Answer, Buffer, File, Op, Open},
+    io::{Access, Answer, Buffer, File, Op, Open, Status},
 };
 
 /// Turns requests into effects.
@@ -89,6 +89,10 @@ impl World {
                 self.file(&file, |ino, _, _| Effect::Length { ino }),
                 Some(file),
             ),
+            Op::Stat { file } => (
+                self.file(&file, |ino, _, _| Effect::Stat { ino }),
+                Some(file),
+            ),
             Op::Sync { file } | Op::SyncData { file } => (
                 self.file(&file, |ino, _, _| Effect::Sync { ino }),
                 Some(file),
@@ -141,6 +145,15 @@ impl World {
             _ => (refused(libc::EOPNOTSUPP), None),
         };
         (effect, None, file)
+    }
+
+    fn status(&self, ino: Ino) -> Status {
+        Status {
+            inode: ino as u64,
+            links: self.volume.links(ino),
+            length: self.volume.inodes[ino].cache.length(),
+            ..Status::default()
+        }
     }
 
     fn plan_resize(&self, file: &File, length: u64, may_cut: bool) -> Effect {
@@ -206,7 +219,6 @@ impl World {
         seq: u64,
     ) -> Result<Answer> {
         let operation = flight.kind.name();
-        let upto = flight.submitted;
         let outcome = match &flight.effect {
             Effect::Refused(error) => return Err(error.clone()),
             Effect::OpenDir { path, create } => {
@@ -217,7 +229,8 @@ impl World {
             }
             Effect::Open { dir, name, access } => self.open(*dir, name, *access, seq),
             Effect::List { dir } => Ok(self.names(*dir)),
-            Effect::Length { ino } => Ok(Answer::Length(self.volume.inodes[*ino].cache.length())),
+            Effect::Length { ino } => Ok(Answer::Length(self.status(*ino).length)),
+            Effect::Stat { ino } => Ok(Answer::Status(Box::new(self.status(*ino)))),
             Effect::Read {
                 ino,
                 offset,
@@ -238,7 +251,7 @@ impl World {
                     }
                 }),
             Effect::Sync { ino } => {
-                self.volume.flush(*ino, upto);
+                self.volume.flush(*ino, flight.submitted);
                 Ok(Answer::Done)
             }
             Effect::Resize {
@@ -249,7 +262,7 @@ impl World {
             Effect::Rename { dir, from, to } => self.volume.rename(*dir, from, to, seq).map(done),
             Effect::Unlink { dir, name } => self.volume.unlink(*dir, name, seq).map(done),
             Effect::SyncDir { dir } => {
-                self.volume.sync_dir(*dir, upto);
+                self.volume.sync_dir(*dir, flight.submitted);
                 Ok(Answer::Done)
             }
             Effect::DropCache { ino } => {

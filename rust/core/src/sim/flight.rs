@@ -41,6 +41,8 @@ pub(super) enum Effect {
     List { dir: usize },
     /// Reads a length.
     Length { ino: Ino },
+    /// Reads what is known of a file.
+    Stat { ino: Ino },
     /// Reads bytes.
     Read {
         ino: Ino,
@@ -99,6 +101,7 @@ impl Effect {
             | Self::Unlink { dir, .. }
             | Self::SyncDir { dir } => Target::Dir(*dir),
             Self::Length { ino }
+            | Self::Stat { ino }
             | Self::Read { ino, .. }
             | Self::Write { ino, .. }
             | Self::Sync { ino }

@@ -288,6 +288,12 @@ impl Volume {
         self.dirs.iter().position(|dir| *dir.path == *path)
     }
 
+    /// How many names a file has.
+    pub fn links(&self, ino: Ino) -> u64 {
+        let names = self.dirs.iter().flat_map(|dir| &dir.entries);
+        names.filter(|(_, its)| *its == ino).count() as u64
+    }
+
     /// A file by name.
     pub fn lookup(&self, dir: usize, name: &str) -> Option<Ino> {
         let entries = &self.dirs[dir].entries;

@@ -234,6 +234,10 @@ impl Backend for ThreadsBackend {
         self.capacity
     }
 
+    fn answer_to(&mut self, helper: Arc<dyn Wake>) {
+        self.signal.help(helper);
+    }
+
     fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
         self.origin.check()?;
         if bell.is_some() {

@@ -114,6 +114,8 @@ impl UringDisk {
             ready: Vec::new(),
             in_flight: 0,
             refusals: 0,
+            spares_caller: false,
+            has_left_over: false,
             effort: Effort::default(),
             held: None,
             poison: None,

@@ -109,6 +109,10 @@ struct UringBackend {
     keys: HashMap<Token, Key>,
     /// Turned by threads that may end before the requests they submitted.
     guest: bool,
+    /// This thread must not wait: neither for the kernel to have room, nor in plain calls.
+    spares_caller: bool,
+    /// The last turn left something for a thread that may wait.
+    has_left_over: bool,
     /// For this thread, by plain calls.
     calls: VecDeque<Request>,
     /// Finished and not yet handed out.
@@ -128,6 +132,7 @@ impl UringBackend {
     /// if there is anything to wait for.
     fn turn(&mut self, wait: Wait) -> Result<()> {
         self.prepare_ring()?;
+        self.has_left_over = false;
         loop {
             // In this order: what is nudged about after the take is seen by the announcement.
             let woken = self.signal.take();
@@ -174,7 +179,9 @@ impl UringBackend {
     /// Carries out one plain call, after what is staged is on its way, and collects what the
     /// worker did.
     fn work_here(&mut self) -> Result<()> {
-        if let Some(request) = self.calls.pop_front() {
+        if self.spares_caller {
+            self.has_left_over |= !self.calls.is_empty();
+        } else if let Some(request) = self.calls.pop_front() {
             self.advance()?;
             self.ready
                 .push(execute::run(request, Durability::Fdatasync));
@@ -206,7 +213,9 @@ impl UringBackend {
                 return Ok(());
             }
             fruitful = false;
-            self.enter(Patience::None)?;
+            if !self.enter(Patience::None)? {
+                return Ok(());
+            }
         }
     }
 
@@ -406,21 +415,24 @@ impl UringBackend {
             self.signal.sleep(None, left);
             return Ok(());
         }
-        self.enter(Patience::of(left))
+        self.enter(Patience::of(left)).map(drop)
     }
 
-    fn enter(&mut self, patience: Patience) -> Result<()> {
+    /// False: refused, and our caller must not wait until that passes.
+    fn enter(&mut self, patience: Patience) -> Result<bool> {
         let idle = self.table.is_empty();
         let Some(ring) = self.ring.as_mut() else {
-            return Ok(());
+            return Ok(true);
         };
         self.effort.enters += 1;
         self.effort.overflows += u64::from(ring.has_overflowed());
         match ring.enter(patience, idle) {
-            Ok(()) => self.refusals = 0,
-            Err(error) => self.on_enter_refused(&error)?,
+            Ok(()) => {
+                self.refusals = 0;
+                Ok(true)
+            }
+            Err(error) => self.on_enter_refused(&error),
         }
-        Ok(())
     }
 
     fn hand_out(&mut self, out: &mut Vec<Finished>) {
@@ -484,6 +496,18 @@ impl Backend for UringBackend {
 
     fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    fn answer_to(&mut self, helper: Arc<dyn Wake>) {
+        self.signal.help(helper);
+    }
+
+    fn spare_caller(&mut self, yes: bool) {
+        self.spares_caller = yes;
+    }
+
+    fn has_left_over(&self) -> bool {
+        self.has_left_over
     }
 
     fn notify(&mut self, bell: Option<BorrowedFd<'_>>) -> Result<()> {

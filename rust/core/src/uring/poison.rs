@@ -13,16 +13,21 @@ const ENTER_TRIES_MAX: u32 = 1000;
 
 impl UringBackend {
     /// Interrupted and out of time are no refusals. Short of memory or room passes, mostly by
-    /// reaping, which our caller does next.
-    pub(super) fn on_enter_refused(&mut self, error: &io::Error) -> Result<()> {
+    /// reaping, which our caller does next. False: it passes later, and who turns must not wait.
+    pub(super) fn on_enter_refused(&mut self, error: &io::Error) -> Result<bool> {
         match error.raw_os_error() {
-            Some(libc::EINTR | libc::ETIME) => Ok(()),
+            Some(libc::EINTR | libc::ETIME) => Ok(true),
+            // Not counted: it may come any number of times before somebody has waited.
+            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) if self.spares_caller => {
+                self.has_left_over = true;
+                Ok(false)
+            }
             Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) if self.refusals < ENTER_TRIES_MAX => {
                 self.refusals += 1;
                 if !self.ring.as_mut().is_some_and(Ring::has_answers) {
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                Ok(())
+                Ok(true)
             }
             _ => Err(Error::from_io(error, "io_uring_enter")),
         }

@@ -789,3 +789,25 @@ fn a_write_that_was_cancelled_for_nobody_is_made_again() {
     assert!(cancelled("b", disk().with_plain_ring(), one).is_err());
     assert!(cancelled("c", disk().for_guests(), sync).is_err());
 }
+
+#[test]
+fn a_thread_that_must_not_wait_leaves_what_might() {
+    // Such a thread makes no plain call and sleeps on no refusal, however often it comes; it says
+    // that something is left, and a thread that may wait does it.
+    let place = Place::new("spared");
+    let mut backend = disk().for_guests().open().unwrap();
+    let file = file_in(&place, &mut backend, "f", Access::CREATE);
+    backend.spare_caller(true);
+    backend.submit(foreground(1, Op::Lock { file })).unwrap();
+    let mut out = Vec::new();
+    backend.poll(&mut out, Wait::Never).unwrap();
+    assert!(out.is_empty() && backend.has_left_over());
+    let refused = io::Error::from_raw_os_error(libc::EAGAIN);
+    for _ in 0..2000 {
+        assert!(!backend.on_enter_refused(&refused).unwrap());
+    }
+    backend.spare_caller(false);
+    let finished = finish(&mut backend).pop().unwrap();
+    assert!(finished.result.is_ok() && !backend.has_left_over());
+    assert!(backend.on_enter_refused(&refused).unwrap());
+}

@@ -23,7 +23,7 @@ use super::{
     recovery::RecoveryReport,
     settings::LogSettings,
     truncate::Segments,
-    turner::Turner,
+    turner::{Turner, Who},
 };
 
 /// One record's bytes.
@@ -459,14 +459,14 @@ impl Appender {
     /// The loop with this bell is gone; others see to what it left.
     pub fn forget(&self, bell: &Arc<Doorbell>) {
         if let Some(turner) = self.0.turner() {
-            turner.forget(bell);
+            turner.forget(&self.0, bell);
         }
     }
 
     /// Does what can be done for the log without waiting.
     pub fn turn(&self) {
         if let Some(turner) = self.0.turner() {
-            turner.turn_now(&self.0);
+            turner.turn_now(&self.0, Who::Guest);
         }
     }
 

@@ -124,8 +124,12 @@ pub(crate) fn open_read_only(
     let dir = io.open_dir(path, false)?;
     let recovered = recovery::recover(&mut io, &dir, settings.recovery)?;
     if let Some(end) = recovered.end {
-        let file = open_shared(&mut io, &dir, end.segment)?;
-        io.sync(&file)?;
+        match open_shared(&mut io, &dir, end.segment) {
+            Ok(file) => io.sync(&file)?,
+            // Dropped by its owner since, who drops only what is durable.
+            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
     }
     let cursors = Cursors::load(&mut io, &dir, false)?;
     let segments = Segments::new(Catalogue::new(&recovered), Spares::none());

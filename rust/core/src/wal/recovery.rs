@@ -189,33 +189,67 @@ pub struct Recovered {
     pub report: RecoveryReport,
 }
 
-/// How often to begin again when files vanish: beside a living owner that truncates.
-const ATTEMPTS: u32 = 5;
+/// How often to look when each look finds other damage than the one before.
+const LOOKS_MAX: u32 = 10;
+/// How long to go on looking while files vanish: beside a living owner that truncates.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks: what an owner was in the middle of is over then.
+const PAUSE: Duration = Duration::from_millis(3);
 
 /// Finds out what `dir` holds.
 ///
-/// Damage is reported only if it is found twice: beside a living owner, a file may become a segment
-/// between the look at its header and the look behind it.
+/// `Timeout` if its owner changes it quicker than it can be looked at; see [`look_until_sure`].
 pub fn recover(io: &mut Blocking, dir: &File, mode: RecoveryMode) -> Result<Recovered> {
     let started = io.now();
-    let mut attempts = 1;
-    let mut doubted = None;
-    let mut recovered = loop {
-        let found = attempt(io, dir, mode);
-        let doubt = match &found {
-            Err(error) if error.errno() == Some(libc::ENOENT) && attempts < ATTEMPTS => None,
-            Err(error) if error.kind() == ErrorKind::Corrupt => Some(error.to_string()),
-            Ok(found) if !found.report.damage.is_empty() => Some(String::new()),
-            _ => break found?,
-        };
-        if doubt.is_some() && (doubted == doubt || attempts >= ATTEMPTS) {
-            break found?;
-        }
-        doubted = doubt;
-        attempts += 1;
-    };
+    let mut recovered = look_until_sure(io, |io| attempt(io, dir, mode))?;
     recovered.report.elapsed = io.now().since(started);
     Ok(recovered)
+}
+
+/// Looks until the directory stood still for one look, or showed the same damage in two that follow
+/// each other: beside a living owner, files vanish, and a file may become a segment between the
+/// look at its header and the look behind it. Damage that was seen once is never reported.
+pub(super) fn look_until_sure(
+    io: &mut Blocking,
+    mut look: impl FnMut(&mut Blocking) -> Result<Recovered>,
+) -> Result<Recovered> {
+    let deadline = io.now().after(PATIENCE);
+    let mut doubts = 0;
+    let mut doubted = None;
+    loop {
+        let found = look(io);
+        let doubt = match &found {
+            Err(error) if error.errno() == Some(libc::ENOENT) => None,
+            Err(error) if error.kind() == ErrorKind::Corrupt => Some(error.to_string()),
+            Ok(found) if !found.report.damage.is_empty() => {
+                Some(format!("{:?}", found.report.damage))
+            }
+            _ => return found,
+        };
+        if doubt.is_some() && (doubted == doubt || cfg!(mutant = "damage_seen_once")) {
+            return found;
+        }
+        doubts += u32::from(doubt.is_some());
+        if doubts >= LOOKS_MAX || io.now() >= deadline {
+            return Err(restless(
+                found.err().filter(|error| error.errno().is_none()),
+            ));
+        }
+        doubted = doubt;
+        io.sleep(PAUSE)?;
+    }
+}
+
+fn restless(last: Option<Error>) -> Error {
+    let error = Error::new(
+        ErrorKind::Timeout,
+        "the log changed during every look at it, as beside an owner that truncates; nothing was \
+         changed and no damage was found twice: try again",
+    );
+    match last {
+        Some(last) => error.caused_by(last),
+        None => error,
+    }
 }
 
 fn attempt(io: &mut Blocking, dir: &File, mode: RecoveryMode) -> Result<Recovered> {

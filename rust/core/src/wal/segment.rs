@@ -17,8 +17,9 @@ use super::frame::{FRAME_HEADER_BYTES, RECORD_HEADER_BYTES};
 pub const VERSION: u32 = 1;
 /// The file was another segment before: behind its frames lies what that one left, not zeros.
 const COMPAT_RECYCLED: u32 = 1;
-/// Feature bits that an older reader may ignore: one who does takes what an earlier segment left
-/// for a torn tail, which cuts the same.
+/// Feature bits that an older reader may ignore. One who does reads the same records. It errs on
+/// the side of caution behind them: what an earlier segment left is a torn tail to it, which strict
+/// recovery refuses, and a file that was made ready and never used, one that lost its header.
 pub const COMPAT_KNOWN: u32 = COMPAT_RECYCLED;
 /// Feature bits without which a log may be read but not written: none yet.
 pub const RO_COMPAT_KNOWN: u32 = 0;

@@ -19,7 +19,10 @@ use crate::{
     sync::{Arc, AtomicBool, AtomicU64, Ordering, Wake, fence},
 };
 
-use super::{log::Shared, turner::Turner};
+use super::{
+    log::Shared,
+    turner::{Turner, Who},
+};
 
 /// How long work may lie untouched before the steward does it. Short enough for a waiter whose
 /// loop is busy elsewhere, long enough to cost nothing.
@@ -42,6 +45,8 @@ pub(crate) struct Steward {
     due: AtomicU64,
     /// Whether requests are in flight.
     is_busy: AtomicBool,
+    /// It shall turn, whoever has turned lately.
+    is_called: AtomicBool,
     parker: Parker,
 }
 
@@ -52,6 +57,7 @@ impl Steward {
             sleeps_until: AtomicU64::new(AWAKE),
             due: AtomicU64::new(NEVER),
             is_busy: AtomicBool::new(false),
+            is_called: AtomicBool::new(false),
             parker: Parker::new(),
         }
     }
@@ -85,6 +91,13 @@ impl Steward {
         if self.sleeps_until.load(Ordering::Relaxed) == NEVER {
             self.wake();
         }
+    }
+
+    /// Has it turn at once.
+    pub(super) fn call(&self) {
+        self.is_called.store(true, Ordering::Relaxed);
+        // The lock of the parker shows it the flag.
+        self.wake();
     }
 
     pub(super) fn wake(&self) {
@@ -134,8 +147,9 @@ pub(super) fn serve(shared: &Shared, turner: &Turner) {
         let slept = steward.sleep(shared, turner);
         let is_due = steward.due.load(Ordering::Relaxed) <= steward.now();
         let is_neglected = slept && turner.turns() == seen;
-        if (is_due || is_neglected) && !cfg!(mutant = "steward_idles") {
-            turner.turn_now(shared);
+        let is_called = steward.is_called.swap(false, Ordering::Relaxed);
+        if (is_due || is_neglected || is_called) && !cfg!(mutant = "steward_idles") {
+            turner.turn_now(shared, Who::Thread);
         }
     }
 }

@@ -124,7 +124,8 @@ fn examine(io: &mut Blocking, dir: &File, id: SegmentId, trusted: bool) -> Resul
 ///
 /// A file that is marked as used again holds bytes of an earlier segment: there, a frame of the
 /// segment it was to become is what counts. While it was made ready the segment before it was being
-/// written, so without that one it must have been used.
+/// written, by the opening that marked it: without that one, or with another opening's, it counts
+/// as used.
 pub fn has_trace(io: &mut Blocking, dir: &File, survey: &Survey, found: &Found) -> Result<bool> {
     if found.length < SEGMENT_HEADER_READ as u64 {
         return Ok(true);
@@ -137,8 +138,10 @@ pub fn has_trace(io: &mut Blocking, dir: &File, survey: &Survey, found: &Found) 
             Ok(bytes) if is_zero(bytes) => at += bytes.len() as u64,
             Ok(_) => {
                 let before = survey.get(SegmentId(found.id.0.saturating_sub(1)));
-                let is_next = before.is_some_and(|before| before.header.is_ok());
-                let is_its = |mark: &Mark| is_next && mark.segment == found.id;
+                let due = before
+                    .and_then(Found::valid)
+                    .map(|active| Mark::new(active, found.id));
+                let is_its = |mark: &Mark| due == Some(*mark);
                 return match mark(io, &mut source)?.filter(is_its) {
                     Some(mark) => has_frame(io, &mut source, &mark),
                     None => Ok(true),

@@ -40,7 +40,7 @@ use crate::{
     error::{Error, ErrorKind},
     ids::Lsn,
     io::{Backend, Wait},
-    port::Doorbell,
+    port::{Doorbell, Told},
     sync::{
         Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wake, fence, lock,
     },
@@ -86,23 +86,33 @@ pub(crate) struct Turner {
     next: AtomicU64,
     /// Records that were answered together when some were last.
     expected: AtomicU64,
-    /// The bell that shall be raised. Its address beside it, to compare without the lock.
-    bell: Mutex<Option<Arc<Doorbell>>>,
-    bell_address: AtomicUsize,
-    pub(crate) steward: Steward,
+    /// The bell that shall be raised.
+    told: Told<Doorbell>,
+    pub(crate) steward: Arc<Steward>,
     clock: Arc<dyn Clock>,
     /// Ends the sleep of a thread that leads.
     sleeper: Arc<dyn Wake>,
 }
 
+/// Who turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// Perhaps the thread of a loop: what could make it wait is left to the steward.
+    Guest,
+    /// A thread that may wait for the disk.
+    Thread,
+}
+
 type Held<'a> = MutexGuard<'a, Option<Engine>>;
 
 impl Turner {
-    pub(crate) fn new(committer: Committer, backend: Box<dyn Backend>) -> Self {
+    pub(crate) fn new(committer: Committer, mut backend: Box<dyn Backend>) -> Self {
         let outlook = committer.outlook();
         let clock = committer.clock();
+        let steward = Arc::new(Steward::new(Arc::clone(&clock)));
+        backend.answer_to(Arc::new(Answered(Arc::clone(&steward))));
         Self {
-            steward: Steward::new(Arc::clone(&clock)),
+            steward,
             clock,
             sleeper: backend.waker(),
             engine: Mutex::new(Some(Engine {
@@ -118,8 +128,7 @@ impl Turner {
             is_held: AtomicBool::new(false),
             next: AtomicU64::new(outlook.next.0),
             expected: AtomicU64::new(0),
-            bell: Mutex::new(None),
-            bell_address: AtomicUsize::new(0),
+            told: Told::new(),
         }
     }
 
@@ -131,56 +140,45 @@ impl Turner {
     pub(crate) fn urge(&self, shared: &Shared, bell: &Arc<Doorbell>) -> bool {
         self.want();
         let groups = self.groups.load(Ordering::Relaxed);
-        self.be_told(bell, groups);
-        let waiting = shared.claimed().0 - self.next.load(Ordering::Relaxed);
+        // If this loop is about to be alone with its group, or nobody is told at all.
+        self.told.tell(bell, groups == 0);
+        // Others turn meanwhile: what was claimed may have been gathered since we looked.
+        let next = self.next.load(Ordering::Relaxed);
+        let waiting = shared.claimed().0.saturating_sub(next);
+        let has_room = self.has_room.load(Ordering::Relaxed);
+        if !has_room && groups > 0 {
+            // The next answer brings a turn; with `wanted` set, so does one that is under way.
+            self.steward.stay_awake();
+            return false;
+        }
         let worth = match groups {
+            // No room though nothing is in flight: the next segment is awaited, step by step.
+            0 if !has_room => 0,
             0 => self
                 .expected
                 .load(Ordering::Relaxed)
                 .clamp(1, WORTH_A_GROUP),
             _ => WORTH_A_GROUP,
         };
-        if !self.has_room.load(Ordering::Relaxed) {
-            // The next answer brings a turn; with `wanted` set, so does one that is under way.
-            self.steward.stay_awake();
-            return false;
-        }
         if waiting < worth {
             self.steward.stay_awake();
             return true;
         }
-        self.turn_now(shared);
+        self.turn_now(shared, Who::Guest);
         false
     }
 
-    /// Has the kernel raise `bell` from now on, if this loop is about to be alone with its group,
-    /// or nobody is told at all.
-    fn be_told(&self, bell: &Arc<Doorbell>, groups: usize) {
-        let told = self.bell_address.load(Ordering::Relaxed);
-        let address = Arc::as_ptr(bell) as usize;
-        if told != address && (groups == 0 || told == 0) {
-            let before = lock(&self.bell).replace(Arc::clone(bell));
-            self.bell_address.store(address, Ordering::Relaxed);
-            drop(before);
-        }
-    }
-
     /// The loop with this bell is gone.
-    pub(crate) fn forget(&self, bell: &Arc<Doorbell>) {
-        if self.bell_address.load(Ordering::Relaxed) == Arc::as_ptr(bell) as usize {
-            self.stop_telling();
+    pub(crate) fn forget(&self, shared: &Shared, bell: &Arc<Doorbell>) {
+        // A child of a fork may find the lock taken by a thread that it does not have.
+        if !shared.process.is_forked_child() {
+            self.told.forget(bell);
         }
-    }
-
-    fn stop_telling(&self) {
-        self.bell_address.store(0, Ordering::Relaxed);
-        let before = lock(&self.bell).take();
-        drop(before);
     }
 
     /// Does what can be done without waiting, unless another thread is at it and will see to what
     /// we came for.
-    pub(crate) fn turn_now(&self, shared: &Shared) {
+    pub(crate) fn turn_now(&self, shared: &Shared, who: Who) {
         if shared.process.is_forked_child() {
             return;
         }
@@ -190,7 +188,7 @@ impl Turner {
                 return;
             };
             if let Some(engine) = held.as_mut() {
-                self.step(shared, engine);
+                self.step(shared, engine, who);
             }
             drop(held);
             self.after(shared);
@@ -227,7 +225,7 @@ impl Turner {
                 drop(held);
                 self.after(shared);
                 if self.wanted.load(Ordering::Relaxed) {
-                    self.turn_now(shared);
+                    self.turn_now(shared, Who::Thread);
                 }
             }
         }
@@ -246,9 +244,9 @@ impl Turner {
     ) {
         if self.groups.load(Ordering::Relaxed) == 0 {
             // A loop need not be told of what is ours; it asks again when it comes back.
-            self.stop_telling();
+            self.told.stop();
         }
-        while let Next::Wait(wait) = self.step(shared, engine) {
+        while let Next::Wait(wait) = self.step(shared, engine, Who::Thread) {
             let must_stop = shared.is_winding_down();
             if is_over() || must_stop || self.has_passed(deadline) {
                 break;
@@ -265,20 +263,22 @@ impl Turner {
         }
         if !self.is_raised(engine) && !shared.is_winding_down() {
             // A loop has asked to be told; what is answered before it is would not ring.
-            self.step(shared, engine);
+            self.step(shared, engine, Who::Thread);
         }
     }
 
     /// One turn, and what others may know of it.
-    fn step(&self, shared: &Shared, engine: &mut Engine) -> Next {
+    fn step(&self, shared: &Shared, engine: &mut Engine, who: Who) -> Next {
         // Whoever wants something from here on sets it again. Acquire: partner is `want`; what was
         // published before it is seen below.
         self.wanted.swap(false, Ordering::Acquire);
         let durable = shared.durable();
         let turned = self.guarded(shared, engine, |engine| {
             self.raise(engine);
+            engine.backend.spare_caller(who == Who::Guest);
             engine.committer.step(&mut *engine.backend)
         });
+        engine.backend.spare_caller(false);
         let next = turned.unwrap_or(Next::Done);
         self.note(engine, next);
         let answered = shared.durable().0 - durable.0;
@@ -298,6 +298,7 @@ impl Turner {
         }
         let busy = !engine.has_panicked && engine.backend.in_flight() > 0;
         let due = match next {
+            _ if engine.backend.has_left_over() => Some(Duration::ZERO),
             Next::Done => Some(Duration::ZERO),
             Next::Wait(Wait::Never) => Some(SOON),
             Next::Wait(Wait::Until(until)) => Some(until.since(engine.backend.now())),
@@ -335,8 +336,7 @@ impl Turner {
 
     fn is_raised(&self, engine: &Engine) -> bool {
         let raised = engine.raised.as_ref();
-        raised.map_or(0, |bell| Arc::as_ptr(bell) as usize)
-            == self.bell_address.load(Ordering::Relaxed)
+        raised.map_or(0, |bell| Arc::as_ptr(bell) as usize) == self.told.address()
     }
 
     /// Has the backend raise the bell that was asked for. Before it is polled: an answer from
@@ -345,7 +345,7 @@ impl Turner {
         if self.is_raised(engine) {
             return;
         }
-        let wished = lock(&self.bell).clone();
+        let wished = self.told.get();
         let before = std::mem::replace(&mut engine.raised, wished);
         drop(before);
         let bell = engine.raised.as_ref().map(|bell| bell.as_fd());
@@ -375,6 +375,11 @@ impl Turner {
         done.ok()
     }
 
+    #[cfg(test)]
+    pub(super) fn tells(&self, bell: &Arc<Doorbell>) -> bool {
+        self.told.address() == Arc::as_ptr(bell) as usize
+    }
+
     // ---- for the steward ----------------------------------------------------------------------
 
     pub(super) fn turns(&self) -> u64 {
@@ -389,7 +394,7 @@ impl Turner {
 
     /// Takes the engine for good.
     pub(super) fn take(&self) -> Option<Engine> {
-        self.stop_telling();
+        self.told.stop();
         lock(&self.engine).take()
     }
 }
@@ -401,5 +406,15 @@ impl Wake for Alarm {
     fn wake(&self) {
         self.0.steward.wake();
         self.0.sleeper.wake();
+    }
+}
+
+/// A thread of the backend's own has finished something: the steward turns at once. It may be a
+/// step of the next segment, and a loop that is told of it may be busy.
+struct Answered(Arc<Steward>);
+
+impl Wake for Answered {
+    fn wake(&self) {
+        self.0.call();
     }
 }

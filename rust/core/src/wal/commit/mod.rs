@@ -243,8 +243,18 @@ impl Committer {
         self.shared.attach_driver(backend.waker());
     }
 
-    /// Does everything that can be done without waiting.
+    /// Does everything that can be done without waiting; once the end is marked, tidies up, which
+    /// may wait for the disk.
     pub fn turn(&mut self, backend: &mut dyn Backend) -> Next {
+        let next = self.go_on(backend);
+        if next == Next::Done && self.shared.failure().is_none() {
+            self.remove_leftovers(backend);
+        }
+        next
+    }
+
+    /// A turn without the tidying up.
+    fn go_on(&mut self, backend: &mut dyn Backend) -> Next {
         self.take_answers(backend);
         self.settle();
         if self.shared.failure().is_some() {
@@ -256,7 +266,6 @@ impl Committer {
             return self.wind_down(backend);
         }
         if self.closing == Closing::Marked && backend.in_flight() == 0 {
-            self.remove_leftovers(backend);
             return Next::Done;
         }
         Next::Wait(self.wait_for(backend, now))

@@ -3,20 +3,22 @@
 //! ```text
 //! open tmp -> allocate -> zero-fill -> sync -> rename to its name -> sync directory -> ready
 //!
-//! open a spare -> take it alone -> allocate -> wipe its header -> zero-fill what was cut off
-//!    -> mark its end -> sync, and so on
+//! open a spare -> take it alone -> has it one name? -> allocate -> wipe its header
+//!    -> zero-fill what was cut off -> mark its end -> sync -> let go of it -> rename, and so on
 //! ```
 //!
 //! Whatever goes wrong with a spare, a reader that still has it open included, it is removed and a
-//! new file is made.
+//! new file is made. So it is if the file has another name: that one is somebody's copy.
 //!
 //! # Always true
 //!
 //! 1. At most one request of the preparer is in flight, always of the background class.
 //! 2. The file carries its final name only after its zeros are durable, those over an old header
 //!    included, so a segment without a valid header is one that was never used.
-//! 3. It only ever writes to a file that holds no frame of the log as it is now, and that nobody
-//!    reads.
+//! 3. It only ever writes to a file that holds no frame of the log as it is now, that nobody reads
+//!    and that has no other name.
+//! 4. A file is not locked any more when it gets its final name: who finds a segment locked takes
+//!    it for one that was dropped.
 //!
 //! Zero-filling ahead of need lets a commit overwrite blocks that already exist: a data-sync then
 //! carries no change of size or extents. It writes every byte twice, so a log that writes large
@@ -25,7 +27,7 @@
 use crate::{
     error::{Error, Result},
     ids::SegmentId,
-    io::{Access, Answer, Backend, Buffer, Class, File, Finished, Op, Request, Token},
+    io::{Access, Answer, Backend, Buffer, Class, File, Finished, Op, Request, Status, Token},
 };
 
 use crate::wal::{
@@ -74,6 +76,8 @@ enum Step {
     Open,
     /// Of a spare: alone, or not at all.
     Lock,
+    /// Of a spare: what else it is called.
+    Count,
     Allocate,
     /// Of a spare: its header.
     Wipe,
@@ -83,6 +87,8 @@ enum Step {
     /// Of a spare: its last sector.
     Mark,
     Sync,
+    /// Of a spare: what was done to it is durable.
+    Unlock,
     Rename,
     SyncDir,
     Reopen,
@@ -226,7 +232,9 @@ impl Preparer {
         let (file, step) = match (step, answer) {
             (Step::Open, Answer::File(file)) if is_spare => (Some(file), first_of_spare()),
             (Step::Open, Answer::File(file)) => (Some(file), Step::Allocate),
-            (Step::Lock, _) => (file, Step::Allocate),
+            (Step::Lock, _) => (file, Step::Count),
+            (Step::Count, Answer::Status(status)) if !is_alone(&status) => (None, Step::Discard),
+            (Step::Count, Answer::Status(_)) => (file, Step::Allocate),
             (Step::Allocate, _) if is_spare && !cfg!(mutant = "spare_keeps_its_header") => {
                 (file, Step::Wipe)
             }
@@ -237,7 +245,10 @@ impl Preparer {
             }
             (Step::Fill { .. }, _) => (file, after_fill(&plan)),
             (Step::Mark, _) => (file, Step::Sync),
-            (Step::Sync, _) => (file, Step::Rename),
+            (Step::Sync, _) if is_spare && !cfg!(mutant = "spare_renamed_while_locked") => {
+                (file, Step::Unlock)
+            }
+            (Step::Sync | Step::Unlock, _) => (file, Step::Rename),
             (Step::Rename, _) if cfg!(mutant = "no_directory_sync") => (file, Step::Reopen),
             (Step::Rename, _) => (file, Step::SyncDir),
             (Step::SyncDir, _) => (file, Step::Reopen),
@@ -321,6 +332,7 @@ impl Preparer {
                 },
             },
             Step::Lock => Op::Lock { file: has_file()? },
+            Step::Count => Op::Stat { file: has_file()? },
             Step::Allocate => Op::Allocate {
                 file: has_file()?,
                 length: plan.bytes,
@@ -338,6 +350,7 @@ impl Preparer {
                 sync: false,
             },
             Step::Sync => Op::Sync { file: has_file()? },
+            Step::Unlock => Op::Unlock { file: has_file()? },
             Step::Rename => Op::Rename {
                 dir,
                 from: plan.draft_name(),
@@ -364,6 +377,11 @@ fn first_of_spare() -> Step {
     } else {
         Step::Lock
     }
+}
+
+/// Whether a file has the one name that we know. A copy made of hard links shares the bytes.
+fn is_alone(status: &Status) -> bool {
+    status.links == 1 || cfg!(mutant = "spare_with_another_name")
 }
 
 fn after_header(plan: &Plan) -> Step {

@@ -22,11 +22,13 @@ pub(crate) struct Outlook {
 }
 
 impl Committer {
-    /// Takes answers, settles, gathers and submits, all without waiting.
+    /// Takes answers, settles, gathers and submits, all without waiting. At the end of an orderly
+    /// close nothing is left but the tidying up, which is for a [`turn`](Self::turn) of a thread
+    /// that may wait.
     pub(crate) fn step(&mut self, backend: &mut dyn Backend) -> Next {
         self.wait(backend, Wait::Never);
         loop {
-            let next = self.turn(backend);
+            let next = self.go_on(backend);
             if next == Next::Done {
                 return next;
             }

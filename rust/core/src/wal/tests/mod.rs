@@ -1,3 +1,4 @@
+mod beside;
 mod faults;
 mod frame;
 mod group_commit;

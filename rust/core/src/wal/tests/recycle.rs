@@ -239,6 +239,13 @@ fn a_recycled_segment_that_lost_its_header_is_damage() {
     let at = header.limits.segment_bytes - 512;
     edit(&used, header.segment, at, &other.encode(512));
     refused();
+    let (mut of_another_log, mut of_another_opening) = (mark, mark);
+    of_another_log.store.0[0] ^= 1;
+    of_another_opening.incarnation.0 += 1;
+    for other in [of_another_log, of_another_opening] {
+        edit(&used, header.segment, at, &other.encode(512));
+        refused();
+    }
     edit(&used, header.segment, at, &mark.encode(512));
     assert_eq!(found(&used, RecoveryMode::Tail).unwrap(), unused);
     with_dir(&used, |io, dir| {

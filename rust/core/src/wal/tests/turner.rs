@@ -14,7 +14,10 @@ use crate::{
     ErrorKind, Result,
     clock::{Mono, SystemClock},
     ids::{Lsn, StoreId},
-    io::{Backend, Disk, File, Finished, Leftovers, Request, Wait, Wake, Wanted, contract::Place},
+    io::{
+        Backend, Blocking, Class, Disk, File, Finished, Leftovers, Op, Request, Token, Wait, Wake,
+        Wanted, contract::Place,
+    },
     port::Doorbell,
     threads::ThreadsDisk,
     uring::UringDisk,
@@ -399,6 +402,18 @@ impl Backend for Trapped {
         self.backend.notify(bell)
     }
 
+    fn answer_to(&mut self, helper: Arc<dyn Wake>) {
+        self.backend.answer_to(helper);
+    }
+
+    fn spare_caller(&mut self, yes: bool) {
+        self.backend.spare_caller(yes);
+    }
+
+    fn has_left_over(&self) -> bool {
+        self.backend.has_left_over()
+    }
+
     fn shutdown(&mut self, budget: Option<Duration>) -> Leftovers {
         self.backend.shutdown(budget)
     }
@@ -443,4 +458,74 @@ fn wait_for_poison(log: &Log) -> ErrorKind {
             _ => {}
         }
     }
+}
+
+#[test]
+fn what_a_thread_of_the_backend_finished_calls_the_steward() {
+    // Preparing a segment is a chain of such answers; the steward takes each at once, also if
+    // somebody turned lately and nobody is told by a bell.
+    let place = Place::new("called");
+    let log = open(&place);
+    let turner = Arc::clone(log.appender().0.turner().unwrap());
+    let steward = &turner.steward;
+    assert!(soon(|| steward.is_resting()));
+    let turns = turner.turns();
+    steward.call();
+    assert!(soon(|| turner.turns() > turns));
+    log.close().unwrap();
+}
+
+#[test]
+fn the_answers_of_threads_reach_a_helper_while_nobody_polls() {
+    // Whoever waits elsewhere without a bell hears of them.
+    struct Heard(AtomicU64);
+    impl Wake for Heard {
+        fn wake(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let place = Place::new("helper");
+    let mut backend = disk().backend().unwrap();
+    let heard = Arc::new(Heard(AtomicU64::new(0)));
+    backend.answer_to(heard.clone());
+    let dir = Blocking::new(&mut *backend)
+        .open_dir(place.path(), false)
+        .unwrap();
+    assert_eq!(heard.0.load(Ordering::Relaxed), 0);
+    let request = Request {
+        token: Token(1),
+        class: Class::Background,
+        op: Op::SyncDir { dir },
+    };
+    backend.submit(request).unwrap();
+    backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+    assert!(soon(|| heard.0.load(Ordering::Relaxed) == 1));
+}
+
+#[test]
+fn a_loop_that_goes_in_a_forked_child_touches_no_lock() {
+    // The child has a copy of the lock, perhaps taken by a thread it does not have; its loop ends
+    // all the same.
+    let place = Place::new("forgotten-by-a-child");
+    let log = open(&place);
+    let bell = Arc::new(Doorbell::new().unwrap());
+    let turner = Arc::clone(log.appender().0.turner().unwrap());
+    log.appender().submit(payload(0, 0)).unwrap();
+    log.appender().urge(&bell);
+    assert!(turner.tells(&bell));
+    // SAFETY: the child calls nothing that allocates or locks, and leaves by `_exit`.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        log.appender().forget(&bell);
+        let code = i32::from(!turner.tells(&bell));
+        // SAFETY: ends the child without running anything of ours.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child just made.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0, "the child changed what it must not touch");
+    log.appender().forget(&bell);
+    assert!(!turner.tells(&bell));
+    log.close().unwrap();
 }
