@@ -428,6 +428,50 @@ fn an_answer_to_nothing_poisons() {
 }
 
 #[test]
+fn a_poisoned_ring_is_kept_with_what_it_carries() {
+    // Counts the rings of its process, so it needs one without other tests.
+    in_own_process("uring::tests::own_process_poisoned_ring");
+}
+
+#[test]
+#[ignore = "run by a_poisoned_ring_is_kept_with_what_it_carries, in a process of its own"]
+fn own_process_poisoned_ring() {
+    // A ring that failed with a request in flight outlives its backend, and with it the lock that
+    // it holds; one that carried nothing is closed.
+    for carries in [true, false] {
+        let disk = disk();
+        let before = open_rings();
+        let mut backend = disk.open().unwrap();
+        let (op, writer) = endless_read(1);
+        backend.submit(foreground(1, op)).unwrap();
+        backend.poll(&mut Vec::new(), Wait::Never).unwrap();
+        if !carries {
+            io::Write::write_all(&mut &writer, b"x").unwrap();
+            assert!(finish(&mut backend)[0].result.is_ok());
+        }
+        assert_eq!(open_rings() - before, 1);
+        let entry = opcode::Nop::new().build().user_data(77);
+        // SAFETY: the entry points at nothing.
+        assert!(unsafe { backend.ring.as_mut().unwrap().stage(&entry) });
+        let mut out = Vec::new();
+        while backend.poison.is_none() {
+            let _ = backend.poll(&mut out, Wait::Never);
+        }
+        backend.shutdown(None);
+        drop(backend);
+        assert_eq!(open_rings() - before, usize::from(carries));
+    }
+}
+
+fn open_rings() -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .filter(|target| target.as_os_str() == "anon_inode:[io_uring]")
+        .count()
+}
+
+#[test]
 fn a_late_cancel_answer_is_no_news() {
     // The answer to a cancel never ends a flight, whatever it says.
     let mut backend = disk().open().unwrap();

@@ -308,6 +308,12 @@ pub struct Appender(pub(crate) Arc<Shared>);
 
 impl Appender {
     /// Puts one record on the ring and returns its LSN without waiting. `Overloaded` when full.
+    ///
+    /// An LSN is a place in line and no promise: a log that fails announces it before it closes
+    /// the ring, and a call in between still gets one. Whoever waits for it gets the failure, as
+    /// for every LSN above `durable` then. The failure is not looked at once more after claiming:
+    /// it may come a moment later anyway, and a record that was claimed before an orderly close
+    /// and written by it would be reported as refused.
     pub fn submit(&self, payload: Payload) -> Result<Lsn> {
         let shared = &self.0;
         shared.check(std::slice::from_ref(&payload))?;
