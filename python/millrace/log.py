@@ -11,6 +11,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from . import _core
@@ -81,7 +82,7 @@ class Log(_core.Log):
         path: Location,
         *,
         settings: LogSettings | None = None,
-        io: None = None,
+        io: _core.IoEngine | None = None,
         read_only: bool = False,
     ) -> Opening:
         """
@@ -97,7 +98,9 @@ class Log(_core.Log):
 
             settings: How the log is laid out and how it writes.
 
-            io: Reserved for a shared I/O engine; the log uses its own.
+            io: An `IoEngine` that the log runs beside: where *settings* say `auto`, its backend
+                and driver are those of this engine. The log keeps a queue of its own, so that a
+                commit never waits behind reads of the program.
 
             read_only: Look at a log beside its owner, or at one nobody owns. Changes nothing.
 
@@ -114,12 +117,12 @@ class Log(_core.Log):
             ForkedError: Never here: opening in a child process is the remedy for it.
         """
         directory = _directory(path)
-        if io is not None:
-            raise TypeError("io is reserved; the log uses an engine of its own")
         if settings is None:
             settings = LogSettings()
         elif not isinstance(settings, LogSettings):
             raise TypeError(f"settings must be LogSettings, not {type(settings).__name__}")
+        if io is not None:
+            settings = _beside(io, settings)
         started = _core.open_log(directory, settings, bool(read_only))
         return Opening(cls, started, settings)
 
@@ -397,6 +400,20 @@ def _directory(path: Location) -> str:
         raise ValueError("path contains a NUL character")
     # Not `Path.resolve`: what a link points to is the engine's to judge.
     return os.path.abspath(directory)  # noqa: PTH100
+
+
+def _beside(io: _core.IoEngine, settings: LogSettings) -> LogSettings:
+    """Fill in what *settings* leave open with what *io* runs on."""
+    if not isinstance(io, _core.IoEngine):
+        raise TypeError(f"io must be an IoEngine, not {type(io).__name__}")
+    backend, _, _ = io._backend_report
+    driver = io._statistics_report()["driver"]
+    if settings.backend == "auto":
+        settings = replace(settings, backend=backend)
+    # On threads no event loop could turn a log: it would have to wait for the disk.
+    if settings.driver == "auto" and settings.backend != "threads":
+        settings = replace(settings, driver=driver)
+    return settings
 
 
 def _damage(report: dict[str, Any]) -> tuple[Damage, ...]:

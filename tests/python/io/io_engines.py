@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -10,17 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from denied import DENIED
+
 from millrace import IoEngine, IoSettings
 
 Main = Callable[[IoEngine], Coroutine[Any, Any, Any]]
 
-WAYS = {
+_ALL = {
     "uring": IoSettings(backend="uring"),
     "uring-plain": IoSettings(backend="uring-plain"),
     "threads": IoSettings(backend="threads"),
     "uring-loop": IoSettings(backend="uring-plain", driver="loop"),
     "threads-loop": IoSettings(backend="threads", driver="loop"),
 }
+_DENIED = {"auto": IoSettings(), "auto-loop": IoSettings(driver="loop")}
+WAYS = _DENIED if DENIED in os.environ else _ALL
 
 
 class Engines:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import array
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from denied import DENIED
 
 from millrace import BackendUnavailable, IoEngine, IoSettings, TooLargeError
 
@@ -168,6 +170,7 @@ def test_buffers_of_other_items(any_engine: Engines, tmp_path: Path) -> None:
     any_engine.run(main)
 
 
+@pytest.mark.skipif(DENIED in os.environ, reason="forces what is denied")
 def test_a_forced_backend_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # The variable decides where settings say auto, and is checked.
     monkeypatch.setenv("MILLRACE_BACKEND", "threads")
