@@ -56,7 +56,7 @@ _ASK = """
     [
         (errno.EPERM, "seccomp"),
         (errno.ENOSYS, "5.11"),
-        (errno.ENOMEM, "memlock"),
+        (errno.ENOMEM, "locked memory"),
     ],
 )
 def test_each_refusal_has_one_hint(tmp_path: Path, code: int, word: str) -> None:
