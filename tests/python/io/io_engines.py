@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,3 +78,13 @@ async def full(io: IoEngine) -> AsyncIterator[socket.socket]:
 def descriptors() -> int:
     """How many descriptors this process has open."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process has a descriptor of the file at *path*."""
+    known = path.stat()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if os.path.samestat(entry.stat(), known):
+                return True
+    return False

@@ -11,7 +11,7 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
-from io_engines import descriptors
+from io_engines import is_open, until
 
 import millrace
 from millrace import (
@@ -264,17 +264,16 @@ def test_closing_a_file_lets_what_is_under_way_finish(engines: Engines, tmp_path
 
 def test_a_forgotten_file_is_closed_by_the_engine(engines: Engines, tmp_path: Path) -> None:
     # Dropping it warns, and the descriptor does not leak.
+    path = tmp_path / "f"
+
     async def main(io: IoEngine) -> None:
-        await io.stat(tmp_path)
-        before = descriptors()
         for _ in range(50):
-            file = await io.open(tmp_path / "f", "w")
+            file = await io.open(path, "w")
             # The future that brought it lets go of it in the next iteration.
             await asyncio.sleep(0)
             with pytest.warns(ResourceWarning, match="unclosed file"):
                 del file
-        while descriptors() > before:
-            await asyncio.sleep(0)
+        await until(lambda: not is_open(path))
 
     engines.run(main)
 
@@ -283,17 +282,17 @@ def test_an_open_that_nobody_waits_for_leaves_nothing_open(
     engines: Engines, tmp_path: Path
 ) -> None:
     # Cancelled while it opens: the file that opens all the same is closed.
+    path = tmp_path / "f"
+    path.touch()
+
     async def main(io: IoEngine) -> None:
-        await io.stat(tmp_path)
-        before = descriptors()
         for _ in range(20):
-            task = asyncio.ensure_future(io.open(tmp_path / "f", "w"))
+            task = asyncio.ensure_future(io.open(path, "w"))
             await asyncio.sleep(0)
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await (await task).close()
-        while descriptors() > before:
-            await asyncio.sleep(0)
+        await until(lambda: io.statistics().pending == 0 and not is_open(path))
 
     engines.run(main)
 

@@ -10,13 +10,17 @@
 //!    Threads of ours carry them out ([`Flight::sort`](super::flight::Flight::sort)).
 //! 2. The kernel may take it for a foreground transfer that would block. One that comes back
 //!    cancelled, and nobody asked for that, had not begun; it is submitted again.
+//!
+//! The second happens to every ring, also where no thread ends: a kernel that cannot start a worker,
+//! because a signal for the submitting thread comes in between, cancels what waits for one
+//! (`create_worker_cont` in its `io_uring/io-wq.c`).
 
 use super::{UringBackend, flight::Flight};
 
 impl UringBackend {
-    /// Whether a flight was cancelled because a thread ended, and may be submitted again.
-    pub(super) fn is_orphan(guest: bool, flight: &mut Flight, answer: i32) -> bool {
+    /// Whether a flight was cancelled for want of a worker, and may be submitted again.
+    pub(super) fn is_orphan(closed: bool, flight: &mut Flight, answer: i32) -> bool {
         let cancelled = answer == -libc::ECANCELED && !cfg!(mutant = "uring_orphans");
-        guest && cancelled && flight.may_begin_again()
+        cancelled && !closed && flight.may_begin_again()
     }
 }

@@ -377,7 +377,8 @@ impl UringBackend {
         if flight.refuses_dsync(answer) {
             self.dsync = false;
         }
-        if Self::is_orphan(self.guest && !self.closed, flight, answer) {
+        if Self::is_orphan(self.closed, flight, answer) {
+            self.effort.retried += 1;
             self.again.push_back(key);
             return Ok(());
         }
