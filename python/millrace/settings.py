@@ -77,7 +77,8 @@ class LogSettings:
             system calls of such a thread may be interrupted (`EINTR`) without a signal; Python
             repeats its own, a C library may not.
 
-        backend: How the kernel is asked: `auto` takes io_uring where the kernel allows it.
+        backend: How the kernel is asked: `auto` takes io_uring where the kernel allows it; the
+            environment variable `MILLRACE_BACKEND` decides where this is `auto`.
             `uring-plain` is io_uring without what only newer kernels have.
 
     Raises:

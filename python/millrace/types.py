@@ -335,9 +335,11 @@ class IoStatistics:
 
         failed: Of these, with an error.
 
-        retried: Submissions repeated because the kernel said "interrupted" or "try again".
+        retried: Submissions and calls repeated because the kernel said "interrupted" or "try
+            again". Waiting for a socket is not one.
 
-        short: Answers of the kernel that moved less than was asked for.
+        short: Answers of the kernel that moved less than was asked for, and were followed by
+            another try.
 
         cancelled_before: Requests taken back before the kernel knew them.
 
@@ -355,13 +357,14 @@ class IoStatistics:
 
         cached_misses: Tries of such reads that had to ask the device after all.
 
-        enters: System calls that entered the ring.
+        enters: System calls that entered the ring; none on threads.
 
         wakes_rung: Times the sleeping engine was woken.
 
         wakes_coalesced: Wakes that found it awake, or woken already.
 
-        overflows: Times completions found no room in the kernel's queue.
+        overflows: Times completions found no room in the kernel's queue; on threads there is
+            no such queue.
 
         leaked_requests: Requests left behind for good because the kernel did not answer.
 

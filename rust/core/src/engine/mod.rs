@@ -41,7 +41,11 @@ impl WaySetting {
     }
 }
 
-/// Which backend may be used.
+/// The environment variable that forces a backend, of logs and I/O engines alike, where their
+/// settings leave it open.
+pub const BACKEND_VARIABLE: &str = "MILLRACE_BACKEND";
+
+/// Which backend may be used; [`BACKEND_VARIABLE`] decides where this is `Auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BackendSetting {
     /// The ring where the kernel allows it, else threads.
@@ -53,6 +57,38 @@ pub enum BackendSetting {
     UringPlain,
     /// Plain system calls.
     Threads,
+}
+
+impl BackendSetting {
+    /// The backend of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "auto" => Some(Self::Auto),
+            "uring" => Some(Self::Uring),
+            "uring-plain" => Some(Self::UringPlain),
+            "threads" => Some(Self::Threads),
+            _ => None,
+        }
+    }
+
+    /// This setting, or what the environment says where it is `Auto`.
+    pub fn or_environment(self) -> Result<Self> {
+        // One that is not text is no name of a backend either.
+        let variable = std::env::var_os(BACKEND_VARIABLE);
+        self.or_variable(variable.map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    fn or_variable(self, variable: Option<String>) -> Result<Self> {
+        let Some(name) = variable.filter(|name| self == Self::Auto && !name.is_empty()) else {
+            return Ok(self);
+        };
+        Self::named(&name).ok_or_else(|| {
+            Error::invalid(format!(
+                "{BACKEND_VARIABLE} must be auto, uring, uring-plain or threads"
+            ))
+            .with_text("value", name)
+        })
+    }
 }
 
 /// Who shall turn the committer of a log.
@@ -91,6 +127,7 @@ pub fn open_log(
     driver: DriverSetting,
     wanted: &Wanted,
 ) -> Result<Log> {
+    let backend = backend.or_environment()?;
     let world = world_while(wanted)?;
     if driver == DriverSetting::Loop {
         check_loop_driver(way, backend)?;
@@ -116,7 +153,8 @@ pub fn check_loop_driver(way: WaySetting, backend: BackendSetting) -> Result<()>
     if backend == BackendSetting::Threads {
         return Err(Error::invalid(
             "driver 'loop' and backend 'threads' contradict each other: an event loop can only be \
-             told of completions by io_uring; take backend 'auto' or 'uring'",
+             told of completions by io_uring; take backend 'auto' or 'uring', which \
+             MILLRACE_BACKEND must not contradict",
         ));
     }
     Ok(())
@@ -161,8 +199,9 @@ pub fn open_log_read_only(path: &Path, settings: LogSettings, wanted: &Wanted) -
 }
 
 /// Which backend a log would use here.
-pub fn backend_info(backend: BackendSetting) -> BackendInfo {
-    match ring_disk(Arc::new(SystemClock::new()), backend) {
+pub fn backend_info(backend: BackendSetting) -> Result<BackendInfo> {
+    let backend = backend.or_environment()?;
+    Ok(match ring_disk(Arc::new(SystemClock::new()), backend) {
         Ok(Some((_, name))) => BackendInfo {
             name,
             reason: String::new(),
@@ -178,7 +217,7 @@ pub fn backend_info(backend: BackendSetting) -> BackendInfo {
             reason: refusal.error.to_string(),
             hint: refusal.hint,
         },
-    }
+    })
 }
 
 /// The machine as the log sees it.
@@ -253,8 +292,8 @@ fn candidates(world: &World, way: WaySetting, backend: BackendSetting) -> Result
     all.retain(|one| way.admits(one.path) && !(on_ring_only && one.backend == "threads"));
     if all.is_empty() {
         return Err(Error::invalid(
-            "commit_path and backend contradict each other: ring_dsync needs the ring, pwrite needs \
-             threads",
+            "commit_path and backend (a setting, or MILLRACE_BACKEND) contradict each other: \
+             ring_dsync needs the ring, pwrite needs threads",
         ));
     }
     Ok(all)

@@ -17,6 +17,7 @@ use super::{
     execute::{Durability, fd, no_progress, refuses_flag, retry, told},
     request::total,
     sys::{self, Sys},
+    tally,
     vectors::Vectors,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -109,7 +110,8 @@ fn write_many(
     let mut flagged = durability == Some(Durability::Dsync);
     let mut durable = false;
     while moved < all {
-        let whole = vectors.show(buffers, moved) == all;
+        let asked = vectors.show(buffers, moved);
+        let whole = asked == all;
         let at = offset + moved as u64;
         let with_flag = flagged && whole;
         match told(
@@ -118,6 +120,7 @@ fn write_many(
         ) {
             Ok(0) => return Err(no_progress(moved, all)),
             Ok(count) => {
+                tally::moved(count, asked);
                 moved += count;
                 durable = with_flag && count == all;
             }

@@ -19,11 +19,12 @@ use std::{
 };
 
 use super::{
-    Cancelled, File, Finished, Leftovers, Request, Token,
+    Cancelled, Effort, File, Finished, Leftovers, Request, Token,
     execute::{self, Durability},
     program::cancelled,
     signal::Signal,
     sys,
+    tally::{self, Tally},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -56,6 +57,8 @@ struct State {
     /// What is being carried out: whose, bytes of its buffers, and whether it is bulk.
     busy: Vec<(Token, u64, bool)>,
     done: Vec<Finished>,
+    /// What it took to carry them out.
+    tally: Tally,
     /// Threads that wait for work.
     idle: usize,
     /// Threads that have not ended.
@@ -158,10 +161,12 @@ impl Workers {
         Some(Cancelled::Taken)
     }
 
-    /// Moves what is done to the end of `out`.
-    pub(crate) fn collect(&self, out: &mut Vec<Finished>) {
+    /// Moves what is done to the end of `out`, and what it took to `effort`.
+    pub(crate) fn collect(&self, out: &mut Vec<Finished>, effort: &mut Effort) {
         if !self.threads.is_empty() {
-            out.append(&mut lock(&self.shared.state).done);
+            let mut state = lock(&self.shared.state);
+            out.append(&mut state.done);
+            std::mem::take(&mut state.tally).count_in(effort);
         }
     }
 
@@ -239,7 +244,9 @@ impl Shared {
             state.begin(&request);
             drop(state);
             let finished = execute::run(request, self.durability);
+            let took = tally::take();
             state = lock(&self.state);
+            state.tally.add(took);
             state.end(finished);
             self.owner.nudge();
         }

@@ -371,6 +371,11 @@ impl Flight {
         }
     }
 
+    /// Whether the kernel moved some of the bytes of the submission under way, but not all.
+    pub(super) fn fell_short(&self, answer: i32) -> bool {
+        usize::try_from(answer).is_ok_and(|count| count > 0 && count < self.asked)
+    }
+
     fn on_answer_of_work(&mut self, answer: i32) -> Step {
         if self.until_ready {
             return self.on_ready(answer);

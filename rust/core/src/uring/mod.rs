@@ -39,7 +39,7 @@ use crate::{
     fork::Origin,
     io::{
         Backend, Cancelled, Class, Durability, Effort, File, Finished, Leftovers, Request, Token,
-        Wait, Wake, execute, signal::Signal, worker::Workers,
+        Wait, Wake, execute, signal::Signal, tally, worker::Workers,
     },
 };
 
@@ -172,8 +172,8 @@ impl UringBackend {
 
     /// What the threads did.
     fn collect(&mut self) {
-        self.worker.collect(&mut self.ready);
-        self.pool.collect(&mut self.ready);
+        self.worker.collect(&mut self.ready, &mut self.effort);
+        self.pool.collect(&mut self.ready, &mut self.effort);
     }
 
     /// Carries out one plain call, after what is staged is on its way, and collects what the
@@ -185,6 +185,7 @@ impl UringBackend {
             self.advance()?;
             self.ready
                 .push(execute::run(request, Durability::Fdatasync));
+            tally::take().count_in(&mut self.effort);
         }
         self.collect();
         Ok(())
@@ -382,9 +383,10 @@ impl UringBackend {
             self.again.push_back(key);
             return Ok(());
         }
+        let fell_short = flight.fell_short(answer);
         let step = flight.on_answer(answer);
         let goes_on = matches!(step, Step::Again | Step::Later(_));
-        self.effort.short += u64::from(goes_on && answer > 0);
+        self.effort.short += u64::from(goes_on && fell_short);
         self.effort.retried += u64::from(goes_on && answer < 0);
         match step {
             Step::Again => self.again.push_back(key),
