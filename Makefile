@@ -48,7 +48,20 @@ bench: build-bench ## All benchmarks with the peers; one report in benches/repor
 	@$(PY) benches/python/run.py $(BENCH_ARGS)
 	@cargo xtask figures
 	@$(PY) benches/python/timers.py
-	@cargo bench --locked --package millrace-benches
+	@cargo build --locked --quiet --release --package millrace-benches --bin expire
+	@$(PY) benches/python/files.py
+	@cargo bench --locked --package millrace-benches --bench ring --bench epoch --bench wheel
+	@$(MAKE) --no-print-directory bench-left-out
+
+.PHONY: bench-files
+bench-files: build-bench ## Files and sockets through the I/O engine against fio, caio, aiofiles, threads and plain calls
+	@cargo build --locked --quiet --release --package millrace-benches --bin expire
+	@$(PY) benches/python/files.py $(BENCH_ARGS)
+
+.PHONY: bench-left-out
+bench-left-out: ## What the ring offers and the engine does not use, each against the way it takes
+	@cargo bench --locked --package millrace-benches --bench left_out -- \
+	  --work $(CURDIR)/target --out $(CURDIR)/benches/report/left-out.md $(BENCH_ARGS)
 
 .PHONY: bench-timers
 bench-timers: build-bench ## The timeout wheel against the loop's own timers, and its core with criterion
