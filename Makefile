@@ -50,7 +50,7 @@ bench: build-bench ## All benchmarks with the peers; one report in benches/repor
 	@$(PY) benches/python/timers.py
 	@cargo build --locked --quiet --release --package millrace-benches --bin expire
 	@$(PY) benches/python/files.py
-	@cargo bench --locked --package millrace-benches --bench ring --bench epoch --bench wheel
+	@cargo bench --locked --package millrace-benches --benches
 	@$(MAKE) --no-print-directory bench-left-out
 
 .PHONY: bench-files
@@ -60,7 +60,7 @@ bench-files: build-bench ## Files and sockets through the I/O engine against fio
 
 .PHONY: bench-left-out
 bench-left-out: ## What the ring offers and the engine does not use, each against the way it takes
-	@cargo bench --locked --package millrace-benches --bench left_out -- \
+	@cargo run --locked --quiet --release --package millrace-benches --bin left_out -- \
 	  --work $(CURDIR)/target --out $(CURDIR)/benches/report/left-out.md $(BENCH_ARGS)
 
 .PHONY: bench-timers

@@ -234,7 +234,9 @@ def absent(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"- {who} ({workload}): {why}"
 
 
-def write(plan: Plan, rows: list[dict[str, Any]], machine: dict[str, Any], out: Path) -> Path:
+def write(
+    plan: Plan, rows: list[dict[str, Any]], machine: dict[str, Any], load: float, out: Path
+) -> Path:
     """Write the page and its raw figures."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
@@ -249,6 +251,8 @@ compared. Medians over the rounds with the range in brackets; ratios are taken w
 
 - Machine: {machine["processors"]} x {machine["processor"]}, kernel {machine["kernel"]}, Python
   {machine["python"]}
+- Load when it began: {load:.2f}; much above 0.5, others were busy here, and only ratios say
+  something
 
 ## Aims
 
@@ -296,6 +300,7 @@ def main() -> None:
         plan = Plan(**{**asdict(plan), "rounds": options.rounds})
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=options.work or build) as name:
         work = Path(name)
         fill(work / "cold", plan.cold_bytes)
@@ -303,7 +308,7 @@ def main() -> None:
         os.sync()
         machine = facts(work)
         rows = measure(plan, work)
-    print(write(plan, rows, machine, options.out).read_text(encoding="utf-8"))
+    print(write(plan, rows, machine, load, options.out).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 //! Ways of the ring that the engine does not take, each against the way it takes.
 //!
 //! ```text
-//! cargo bench --package millrace-benches --bench left_out -- [--quick] [--out FILE] [--work DIR]
+//! cargo run --release --package millrace-benches --bin left_out -- [--quick] [--out FILE] [--work DIR]
 //! ```
 //!
 //! Reads and writes are direct and of 4 KiB, so a device answers each of them. Ways take turns;
@@ -118,13 +118,17 @@ trait Named {
 
 fn head(plan: &Plan) -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     format!(
         "# Measured and left out\n\n\
          Written by `make bench-left-out`. {} rounds of {} ms, ways taking turns; medians, with the \
          range of the ratios in brackets. The first row of each table is the engine's way; ratios \
          of rates above 1 would speak for the other one.\n\n\
-         - Machine: {processors} processors, kernel {}\n\n",
+         - Machine: {processors} processors, kernel {}\n\
+         - Load when it began: {load}; much above 0.5, others were busy here, and only ratios say \
+         something\n\n",
         plan.rounds,
         plan.time.as_millis(),
         kernel.trim(),
