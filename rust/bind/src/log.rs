@@ -209,7 +209,7 @@ impl Log {
         let log = self.here(py)?;
         let opened = log.reader(Lsn(start), stop.map(Lsn));
         let reader = opened.map_err(|failed| error::raise(py, &failed))?;
-        let from = Supply::Log(reader);
+        let from = Supply::Log(Box::new(reader));
         Ok(Reader::new(
             Arc::clone(log),
             from,

@@ -43,7 +43,7 @@ impl Drop for Reader {
 /// Where the records come from.
 pub enum Supply {
     /// The log that was opened.
-    Log(LogReader),
+    Log(Box<LogReader>),
     /// The files that another process writes.
     Files(Box<Watch>),
 }

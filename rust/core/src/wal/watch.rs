@@ -49,6 +49,10 @@ const REST_SHARE: u32 = 20;
 const REST_LONGEST: Duration = Duration::from_secs(2);
 /// An idle owner says after 50 ms what is durable. One that has not by now is gone or too busy.
 const CLAIM_AFTER: Duration = Duration::from_millis(100);
+/// After so many looks without news, only one in `CALM_PER_LOOK` does more than ask when the file
+/// was written to.
+const CALM_AFTER: u32 = 8;
+const CALM_PER_LOOK: u32 = 4;
 /// A segment that is written to, and shows no next frame for so long, is looked at by recovery.
 const DOUBT_AFTER: Duration = Duration::from_secs(1);
 
@@ -167,7 +171,7 @@ impl Watch {
 }
 
 /// How long to rest after looking for so long.
-fn rest_after(look: Duration, least: Duration) -> Duration {
+pub(super) fn rest_after(look: Duration, least: Duration) -> Duration {
     (look * (REST_SHARE - 1)).clamp(least, REST_LONGEST)
 }
 
@@ -222,6 +226,11 @@ impl View {
 
     /// One look, after everything durable was read.
     fn look(&mut self, io: &mut Blocking, location: &std::path::Path) -> Result<Look> {
+        if let Some(front) = &mut self.front
+            && front.is_calm(io)?
+        {
+            return Ok(Look::Nothing);
+        }
         let dir = io.open_dir(location, false)?;
         let Some(front) = &mut self.front else {
             let names = io.list(&dir)?;
@@ -320,6 +329,17 @@ impl Front {
         let mut front = Self::new(file, scanner);
         front.written_ns = io.status(&front.file)?.modified_ns;
         Ok(front)
+    }
+
+    /// Whether nothing was written to the file for long, as far as its time says: a segment that
+    /// ends is cut. It may be that it was not.
+    fn is_calm(&mut self, io: &mut Blocking) -> Result<bool> {
+        if self.idle < CALM_AFTER || self.idle.is_multiple_of(CALM_PER_LOOK) {
+            return Ok(false);
+        }
+        let is_calm = io.status(&self.file)?.modified_ns == self.written_ns;
+        self.idle += u32::from(is_calm);
+        Ok(is_calm)
     }
 
     /// The last record whose frame is whole.

@@ -18,6 +18,7 @@ use crate::{
         recovery::{RecoveryMode, recover},
         segment::segment_name,
         settings::LogSettings,
+        watch::rest_after,
     },
 };
 
@@ -242,6 +243,35 @@ fn the_next_owners_are_followed() {
 }
 
 #[test]
+fn a_calm_log_is_hardly_looked_at() {
+    // After a second without news most looks read nothing; a record, and another owner, are seen
+    // all the same.
+    let disk = SimDisk::seeded(1);
+    let mut rig = Rig::open(&disk, small(), 2).unwrap();
+    append(&mut rig, 3);
+    let mut follower = Follower::new(&disk, 1);
+    let calm = |follower: &mut Follower| {
+        for _ in 0..20 {
+            follower.take_all();
+        }
+        let before = follower.count(Kind::Read);
+        for _ in 0..40 {
+            follower.take().unwrap();
+        }
+        assert!(follower.count(Kind::Read) - before <= 40);
+    };
+    calm(&mut follower);
+    append(&mut rig, 1);
+    assert_eq!(follower.take_all(), 4);
+    calm(&mut follower);
+    rig.close().unwrap();
+    calm(&mut follower);
+    let mut rig = Rig::open(&disk.new_process(), small(), 2).unwrap();
+    append(&mut rig, 1);
+    assert_eq!(follower.take_all(), 5);
+}
+
+#[test]
 fn a_log_that_is_not_there_yet_is_waited_for() {
     // A directory without a log shows nothing, and then the log that is made in it.
     let disk = SimDisk::seeded(1);
@@ -331,7 +361,7 @@ fn records_that_were_dropped_unseen_are_an_error() {
         }
     };
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-    let left = error.number("first_lsn").unwrap() as u64;
+    let left = u64::try_from(error.number("first_lsn").unwrap()).unwrap();
     assert!(left >= first.0 && follower.seen < left);
     let mut follower = Follower::new(&disk, left);
     assert_eq!(follower.take_all(), durable(&rig));
@@ -363,6 +393,16 @@ fn a_trouble_is_told_and_the_next_call_looks_anew() {
         assert_eq!(follower.seen, durable(&rig));
     }
     assert!(troubles > 10, "{troubles}");
+}
+
+#[test]
+fn looking_takes_a_twentieth_of_the_time() {
+    // A pause is in proportion to the look before it, up to a longest one.
+    let ms = Duration::from_millis;
+    assert_eq!(rest_after(ms(0), ms(5)), ms(5));
+    assert_eq!(rest_after(ms(1), ms(5)), ms(19));
+    assert_eq!(rest_after(ms(50), ms(100)), ms(950));
+    assert_eq!(rest_after(ms(10_000), ms(5)), ms(2000));
 }
 
 #[test]
