@@ -157,7 +157,7 @@ impl Catalogue {
         readers.retain(|hold| hold.strong_count() > 0);
         let living: Vec<_> = readers.iter().filter_map(Weak::upgrade).collect();
         drop(readers);
-        for hold in living {
+        for hold in living.iter().filter(|_| !planted!("hold_never_renewed")) {
             let fresh = self.pin();
             // The pin is taken, with its fence; now the look. See 1 above.
             let position = hold.position.load(Ordering::Relaxed);
@@ -196,7 +196,7 @@ impl Catalogue {
     pub(super) fn hold(&self, position: Lsn) -> Arc<Hold> {
         let hold = Arc::new(Hold {
             position: AtomicU64::new(position.0),
-            pin: Mutex::new(Some(self.pin())),
+            pin: Mutex::new((!planted!("reader_holds_nothing")).then(|| self.pin())),
         });
         lock(&self.readers).push(Arc::downgrade(&hold));
         hold

@@ -95,7 +95,8 @@ impl Steward {
 
     /// Has it turn at once.
     pub(super) fn call(&self) {
-        self.is_called.store(true, Ordering::Relaxed);
+        self.is_called
+            .store(!planted!("steward_deaf"), Ordering::Relaxed);
         // The lock of the parker shows it the flag.
         self.wake();
     }
@@ -130,7 +131,8 @@ impl Steward {
         // An appointment that has passed is being kept by who holds the lock.
         let soonest = self.now().saturating_add(nanos(SOON));
         let due = self.due.load(Ordering::Relaxed).max(soonest);
-        let has_work = self.is_busy.load(Ordering::Relaxed) || turner.has_news(shared);
+        let is_busy = self.is_busy.load(Ordering::Relaxed) || planted!("steward_never_rests");
+        let has_work = is_busy || turner.has_news(shared);
         if has_work {
             due.min(self.now().saturating_add(nanos(LOOK_EVERY)))
         } else {

@@ -154,6 +154,7 @@ impl Turner {
         let worth = match groups {
             // No room though nothing is in flight: the next segment is awaited, step by step.
             0 if !has_room => 0,
+            0 if planted!("company_not_awaited") => 1,
             0 => self
                 .expected
                 .load(Ordering::Relaxed)
@@ -171,7 +172,7 @@ impl Turner {
     /// The loop with this bell is gone.
     pub(crate) fn forget(&self, shared: &Shared, bell: &Arc<Doorbell>) {
         // A child of a fork may find the lock taken by a thread that it does not have.
-        if !shared.process.is_forked_child() {
+        if !shared.process.is_forked_child() || planted!("child_takes_locks") {
             self.told.forget(bell);
         }
     }
@@ -248,7 +249,8 @@ impl Turner {
         }
         while let Next::Wait(wait) = self.step(shared, engine, Who::Thread) {
             let must_stop = shared.is_winding_down();
-            if is_over() || must_stop || self.has_passed(deadline) {
+            let is_late = self.has_passed(deadline) && !planted!("leader_outstays");
+            if is_over() || must_stop || is_late {
                 break;
             }
             let left = deadline.map(|at| at.since(self.clock.now()));
@@ -349,6 +351,7 @@ impl Turner {
         let before = std::mem::replace(&mut engine.raised, wished);
         drop(before);
         let bell = engine.raised.as_ref().map(|bell| bell.as_fd());
+        let bell = bell.filter(|_| !planted!("bell_not_raised"));
         // Where it cannot be raised, the steward sees to what the loop would have seen to.
         let _slower = engine.backend.notify(bell);
     }
