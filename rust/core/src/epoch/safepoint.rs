@@ -217,14 +217,7 @@ impl<W: Work> Inner<W> {
     /// Seals what was pushed and finds out what is safe. Returns whether anything is.
     fn open_bags(&self, limbo: &mut Limbo<W>) -> bool {
         let early = cfg!(mutant = "epoch_seal_local").then_some(limbo.sealed_at);
-        let mut is_new = false;
-        // No more than what may be deferred at once: pushes that go on do not keep us here.
-        for _ in 0..self.settings.max_items {
-            let Some(item) = self.inbox.pop() else { break };
-            limbo.add(item);
-            is_new = true;
-        }
-        if is_new {
+        if self.inbox.empty_into(limbo) {
             let epoch = self.domain.seal_epoch();
             limbo.seal(early.unwrap_or(epoch));
         }
@@ -251,7 +244,10 @@ impl<W: Work> Inner<W> {
         let time = budget.time.min(self.settings.max_batch_time);
         let (mut ran, mut carried, mut now) = (0, 0, begun);
         while ran < most && now.since(begun) < time {
-            let Some(item) = limbo.take() else { break };
+            let Some((item, emptied)) = limbo.take() else {
+                break;
+            };
+            self.inbox.keep(emptied);
             carried += usize::from(self.run_one(books, item, run));
             ran += 1;
             now = self.clock.now();
