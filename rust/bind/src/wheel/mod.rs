@@ -47,7 +47,7 @@ use crate::error;
 
 use context::Captured;
 use home::Home;
-pub use timeout::Timeout;
+pub use timeout::{Instant, Timeout};
 use turn::Turn;
 
 /// No timer of the loop is armed.

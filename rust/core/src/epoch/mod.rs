@@ -348,10 +348,18 @@ impl<W: Work + 'static> Collector<W> {
 
     /// Takes work in again after `disable`.
     pub fn enable(&self) {
+        let inner = &*self.0;
         // Relaxed: a flag on its own.
-        if self.0.mode.load(Ordering::Relaxed) == DISABLED {
-            self.0.mode.store(OPEN, Ordering::Relaxed);
-            self.0.bounds.reopen();
+        let was_disabled =
+            inner
+                .mode
+                .compare_exchange(DISABLED, OPEN, Ordering::Relaxed, Ordering::Relaxed);
+        if was_disabled.is_ok() {
+            inner.bounds.reopen();
+            // A close that came in between must not be undone.
+            if !self.is_open() {
+                inner.bounds.shut();
+            }
         }
     }
 
@@ -382,6 +390,11 @@ impl<W: Work + 'static> Collector<W> {
     /// Whether it was closed.
     pub fn is_closed(&self) -> bool {
         self.0.mode.load(Ordering::Relaxed) == CLOSED
+    }
+
+    /// What its clock shows.
+    pub fn now(&self) -> Mono {
+        self.0.clock.now()
     }
 
     /// What is deferred now.
