@@ -369,7 +369,8 @@ const DEPTH_MAX: usize = 16;
 /// How long a waiting thread sleeps before it looks for what only it can run.
 const WAIT_SLICE: Duration = Duration::from_millis(20);
 
-fn report<'py>(py: Python<'py>, seen: &Statistics) -> PyResult<Bound<'py, PyDict>> {
+/// The fields of `GcStatistics`.
+pub fn report<'py>(py: Python<'py>, seen: &Statistics) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("enqueued", seen.enqueued)?;
     dict.set_item("processed", seen.processed)?;
@@ -396,5 +397,10 @@ fn report<'py>(py: Python<'py>, seen: &Statistics) -> PyResult<Bound<'py, PyDict
     )?;
     let failure = seen.last_failure.as_ref().map(Error::message);
     dict.set_item("last_failure", failure)?;
+    let by_kind = PyDict::new(py);
+    for (kind, done) in Kind::ALL.iter().zip(seen.done_by_kind) {
+        by_kind.set_item(kind.name(), done)?;
+    }
+    dict.set_item("done_by_kind", by_kind)?;
     Ok(dict)
 }
