@@ -48,7 +48,8 @@ bench: build-bench ## All benchmarks with the peers; one report in benches/repor
 	@$(PY) benches/python/run.py $(BENCH_ARGS)
 	@cargo xtask figures
 	@$(PY) benches/python/timers.py
-	@cargo bench --locked --package millrace-benches
+	@$(PY) benches/python/epoch.py
+	@cargo bench --locked --package millrace-benches --bench ring --bench wheel
 
 .PHONY: bench-timers
 bench-timers: build-bench ## The timeout wheel against the loop's own timers, and its core with criterion
@@ -58,6 +59,10 @@ bench-timers: build-bench ## The timeout wheel against the loop's own timers, an
 .PHONY: bench-ways
 bench-ways: build ## A call that only comes back: by the port of the loop, and by pyo3-async-runtimes
 	@$(PY) benches/python/ways.py $(BENCH_ARGS)
+
+.PHONY: bench-epoch
+bench-epoch: build ## Deferred cleanup: what it saves, what it costs, and its peers
+	@$(PY) benches/python/epoch.py $(BENCH_ARGS)
 
 .PHONY: bench-quick
 bench-quick: build-bench ## The same cells, shorter: under five minutes, into build/bench-quick

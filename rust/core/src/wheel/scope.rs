@@ -59,7 +59,7 @@ impl Scope {
 
     /// The keys, to be cancelled; nothing belongs to it any more.
     pub fn end(&mut self) -> Vec<Vec<Key>> {
-        std::mem::replace(self, Self::new()).bundles
+        std::mem::take(self).bundles
     }
 }
 
