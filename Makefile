@@ -50,7 +50,8 @@ bench: build-bench ## All benchmarks with the peers; one report in benches/repor
 	@$(PY) benches/python/timers.py
 	@cargo build --locked --quiet --release --package millrace-benches --bin expire
 	@$(PY) benches/python/files.py
-	@cargo bench --locked --package millrace-benches --benches
+	@$(PY) benches/python/epoch.py
+	@cargo bench --locked --package millrace-benches --bench ring --bench wheel
 	@$(MAKE) --no-print-directory bench-left-out
 
 .PHONY: bench-files
@@ -71,6 +72,10 @@ bench-timers: build-bench ## The timeout wheel against the loop's own timers, an
 .PHONY: bench-ways
 bench-ways: build ## A call that only comes back: by the port of the loop, and by pyo3-async-runtimes
 	@$(PY) benches/python/ways.py $(BENCH_ARGS)
+
+.PHONY: bench-epoch
+bench-epoch: build ## Deferred cleanup: what it saves, what it costs, and its peers
+	@$(PY) benches/python/epoch.py $(BENCH_ARGS)
 
 .PHONY: bench-quick
 bench-quick: build-bench ## The same cells, shorter: under five minutes, into build/bench-quick

@@ -33,9 +33,12 @@ __all__ = [
     "Ticket",
     "Timeout",
     "TimeoutWheel",
+    "TimerScope",
     "__version__",
     "backend_info",
     "check_settings",
+    "cleanup_done",
+    "cleanup_report",
     "come_back_by_bridge",
     "come_back_by_port",
     "end_bridge",
@@ -502,8 +505,8 @@ class EpochPin:
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
-    def __aenter__(self) -> Operation[Self]: ...
-    def __aexit__(self, *exc_info: object) -> Operation[None]: ...
+    def __aenter__(self) -> Awaitable[Self]: ...
+    def __aexit__(self, *exc_info: object) -> Awaitable[None]: ...
     @property
     def label(self) -> str | None:
         """What `statistics()` calls it."""
@@ -802,7 +805,7 @@ class File:
     def _hand_over(self) -> None:
         """Somebody has it now: dropping it without a close deserves a warning."""
 
-    def __aenter__(self) -> Operation[Self]: ...
+    def __aenter__(self) -> Awaitable[Self]: ...
     def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -909,6 +912,12 @@ def come_back_by_bridge(*, panics: bool = False) -> Future[None]:
 def come_back_by_port(*, panics: bool = False) -> Operation[None]:
     """Go to another thread and come back by the port of the loop."""
 
+def cleanup_done() -> Operation[None]:
+    """Wait until everything that was let go of before this call has been cleaned up."""
+
+def cleanup_report() -> dict[str, Any]:
+    """Return the fields of `GcStatistics` for what the engine itself cleans up in this process."""
+
 def backend_info(name: str) -> tuple[str, str, str]:
     """Return the backend that would be used, why it is not the ring, and what helps."""
 
@@ -933,6 +942,13 @@ class TimeoutWheel:
             ClosedError: If the wheel is closed.
 
             RuntimeError: If no loop runs here, or the wheel belongs to another one.
+        """
+
+    def scope(self) -> TimerScope:
+        """
+        Make a scope: callbacks that end together, all at once, however many they are.
+
+        Use it as a context manager, or call `close`.
         """
 
     def timeout(self, delay_s: float | None) -> Timeout:
@@ -972,7 +988,7 @@ class TimeoutWheel:
     def tick_s(self) -> float:
         """How long a tick lasts."""
 
-    def statistics_report(self) -> dict[str, int]:
+    def statistics_report(self) -> dict[str, Any]:
         """Return the fields of `WheelStatistics`."""
 
 @final
@@ -986,6 +1002,40 @@ class Handle:
         Its function and arguments are let go at once. Afterwards, and after it has run, this does
         nothing.
         """
+
+@final
+class TimerScope:
+    """Callbacks of a wheel that end together; made by `TimeoutWheel.scope`."""
+
+    def call_later(
+        self, delay_s: float, callback: Callable[[*_Ts], object], /, *args: *_Ts
+    ) -> Handle:
+        """
+        Call *callback* with *args* once *delay_s* seconds have passed, unless the scope ends first.
+
+        Otherwise as `TimeoutWheel.call_later`.
+
+        Raises:
+            ClosedError: If the scope or the wheel is closed.
+
+            RuntimeError: If no loop runs here, or the wheel belongs to another one.
+        """
+
+    def close(self) -> None:
+        """
+        End all callbacks that wait; from now on none of them runs.
+
+        Takes the same short time for a few and for a hundred thousand: they are taken out of the
+        wheel, and their functions and arguments let go of, in the loop's next iterations, for at
+        most a millisecond in each. Where the wheel's loop does not run, that is done at once.
+        """
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...
 
 @final
 class Timeout:

@@ -197,6 +197,16 @@ class LogStatistics:
             was refused.
 
         driver: Who turns the engine; `None` if opened read-only.
+
+        readers: Readers and followers that are open.
+
+        oldest_reader_age_s: How long the oldest of them has held back what is truncated, in
+            seconds; `None` if there is none.
+
+        segments_held: Truncated segments whose files wait for a reader, or for the next
+            truncation.
+
+        segments_released: Truncated segments that no reader held any more.
     """
 
     state: LogState
@@ -213,6 +223,10 @@ class LogStatistics:
     commit_path: str | None
     commit_paths: Mapping[str, float | str]
     driver: str | None
+    readers: int
+    oldest_reader_age_s: float | None
+    segments_held: int
+    segments_released: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -439,6 +453,15 @@ class WheelStatistics:
             cost is `armed`.
 
         memory_bytes: Memory of the wheel itself, without the Python objects it holds.
+
+        swept: Timers taken out after their scope was closed; they are among the cancelled ones.
+
+        sweeps: Goes in which that was done.
+
+        sweep_time_max_s: How long the longest took, in seconds.
+
+        to_sweep: Timers of closed scopes that are still to be taken out, and do not run; at most
+            that many, since some may have been due or cancelled before.
     """
 
     armed: int
@@ -450,6 +473,10 @@ class WheelStatistics:
     turns: int
     rearmed: int
     memory_bytes: int
+    swept: int
+    sweeps: int
+    sweep_time_max_s: float
+    to_sweep: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -464,7 +491,8 @@ class GcStatistics:
 
         failed: Calls that raised.
 
-        refused: Calls given back: no room, or disabled or closed.
+        refused: Tries that were given back: no room, or disabled or closed. `defer_async` tries
+            each time there may be room.
 
         ran_inline: Calls that `defer` ran at once.
 
@@ -497,6 +525,9 @@ class GcStatistics:
         oldest_pin_label: What it is called.
 
         last_failure: What the last call that failed raised.
+
+        done_by_kind: What ran, failures included, by kind: `call` is a caller's own function. The
+            others belong to the engine; see `cleanup_statistics`.
     """
 
     enqueued: int
@@ -519,3 +550,4 @@ class GcStatistics:
     oldest_pin_age_s: float | None
     oldest_pin_label: str | None
     last_failure: str | None
+    done_by_kind: Mapping[str, int]

@@ -54,7 +54,7 @@ pub trait Answering: Send + Sync {
     fn withdraw(&self) {}
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+pub type Job = Box<dyn FnOnce() + Send>;
 
 const WORKERS_MAX: usize = 4;
 
@@ -142,7 +142,8 @@ pub fn start_alone(
     Ok(hole)
 }
 
-fn job(work: impl FnOnce() -> Answer + Send + 'static) -> (Job, Arc<Pigeonhole>) {
+/// `work` for whoever runs it, and where its answer will be.
+pub fn job(work: impl FnOnce() -> Answer + Send + 'static) -> (Job, Arc<Pigeonhole>) {
     let hole = Pigeonhole::new();
     let mine = Arc::clone(&hole);
     let job = move || mine.fill(guarded(work));

@@ -372,6 +372,7 @@ impl LoopPort {
                 for herald in heralds.iter().filter_map(Weak::upgrade) {
                     herald.forget(&port);
                 }
+                Ok(())
             });
         }
     }

@@ -246,8 +246,11 @@ impl Operation {
 
 /// Records that will never be written are given back to the allocator by a worker.
 fn free(pending: &PendingAppend) {
-    if let Some(records) = pending.take_back() {
-        cleanup::later(Kind::Obligation, 0, move || drop(records));
+    if let Some((records, bytes)) = pending.take_back() {
+        cleanup::later(Kind::Obligation, bytes, move || {
+            drop(records);
+            Ok(())
+        });
     }
 }
 

@@ -70,6 +70,12 @@ pub fn statistics<'py>(py: Python<'py>, log: &Shared) -> PyResult<Bound<'py, PyD
     dict.set_item("commit_path", log.way().map(|way| way.path.name()))?;
     dict.set_item("commit_paths", measured(py, log)?)?;
     dict.set_item("driver", log.way().map(|way| way.driver.name()))?;
+    let seen = log.appender.reclamation();
+    let oldest = seen.oldest_pin.map(|pin| pin.age.as_secs_f64());
+    dict.set_item("readers", seen.pins)?;
+    dict.set_item("oldest_reader_age_s", oldest)?;
+    dict.set_item("segments_held", seen.queue.items)?;
+    dict.set_item("segments_released", seen.processed)?;
     Ok(dict)
 }
 

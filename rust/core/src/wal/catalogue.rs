@@ -18,7 +18,7 @@ use std::sync::{
 
 use crate::{
     clock::SystemClock,
-    epoch::{BYTES_MAX, Collector, ITEMS_MAX, Kind, Load, OwnedPin, Work},
+    epoch::{BYTES_MAX, Collector, ITEMS_MAX, Kind, Load, OwnedPin, Statistics, Work},
     ids::{Lsn, SegmentId},
     sync::{Mutex, lock},
 };
@@ -130,11 +130,9 @@ impl Catalogue {
         lock(&self.segments).clone()
     }
 
-    /// Pins that readers hold, and how many dropped segments wait for them.
-    pub fn held(&self) -> (usize, usize) {
-        let readers = lock(&self.readers);
-        let living = readers.iter().filter(|hold| hold.strong_count() > 0);
-        (living.count(), self.collector.load().items)
+    /// Readers, the oldest of them, and the dropped segments that wait for them.
+    pub fn statistics(&self) -> Statistics {
+        self.collector.statistics(self.collector.now())
     }
 
     pub(super) fn collector(&self) -> &Collector<Retired> {

@@ -6,6 +6,7 @@
 use std::{sync::OnceLock, time::Duration};
 
 use crate::{
+    epoch,
     error::{Error, ErrorKind, Result},
     fork::Origin as Process,
     ids::Lsn,
@@ -285,9 +286,15 @@ impl PendingAppend {
         self.admission.cancel()
     }
 
-    /// The records of an append that left the line unwritten, to be freed by whoever drops them.
-    pub fn take_back(&self) -> Option<impl Send + 'static> {
-        self.admission.take_back()
+    /// The records of an append that left the line unwritten, to be freed by whoever drops them,
+    /// and their bytes.
+    pub fn take_back(&self) -> Option<(impl Send + 'static, usize)> {
+        let records = self.admission.take_back()?;
+        let bytes = match &records {
+            Entries::One(record) => record.payload.len(),
+            Entries::Many(records) => records.iter().map(|record| record.payload.len()).sum(),
+        };
+        Some((records, bytes))
     }
 }
 
@@ -483,6 +490,11 @@ impl Appender {
     /// What was done since the open.
     pub fn counts(&self) -> Counts {
         self.0.counters.snapshot()
+    }
+
+    /// Its readers as pins, and the dropped segments that wait for them as deferred work.
+    pub fn reclamation(&self) -> epoch::Statistics {
+        self.0.segments.catalogue().statistics()
     }
 
     /// Fails with `Forked` in a child of the process that opened the log.
