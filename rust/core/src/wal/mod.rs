@@ -29,6 +29,7 @@ mod catalogue;
 pub mod choose;
 pub mod commit;
 mod counters;
+mod crowd;
 pub mod cursor;
 mod driver;
 pub mod frame;
