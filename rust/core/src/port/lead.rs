@@ -31,8 +31,10 @@ impl Lead {
     /// No longer. Look once more after this.
     pub(crate) fn leave(&self) {
         self.is_led.store(false, Ordering::Relaxed);
-        // Partner: the fence in `sees_it`.
-        fence(Ordering::SeqCst);
+        if !cfg!(mutant = "lead_leaves_unfenced") {
+            // Partner: the fence in `sees_it`.
+            fence(Ordering::SeqCst);
+        }
     }
 
     /// Whether somebody leads; only a hint.

@@ -25,10 +25,15 @@ const MANY_ANSWERS: u32 = 4;
 /// ...and few.
 const FEW_ANSWERS: u32 = 32;
 
+/// For so many answers a thread that came to wait beside a loop is remembered.
+const MIXED_ANSWERS: u32 = 16;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Crowd {
     is_many: bool,
+    /// Answers for which a thread beside a loop is still remembered.
+    mixed: u32,
     /// Answers in a row that said the opposite.
     against: u32,
 }
@@ -37,6 +42,12 @@ impl Crowd {
     /// Some were answered while so many records were under way, they included, and groups were so
     /// large; `is_mixed`: a thread waits beside a loop. Whether they are many.
     pub(crate) fn answered(&mut self, under_way: u64, group_bytes: u64, is_mixed: bool) -> bool {
+        self.mixed = if is_mixed {
+            MIXED_ANSWERS
+        } else {
+            self.mixed.saturating_sub(1)
+        };
+        let is_mixed = self.mixed > 0;
         let (is_against, enough) = if self.is_many {
             let is_few = under_way <= FEW && group_bytes <= LITTLE && !is_mixed;
             (is_few, FEW_ANSWERS)

@@ -77,12 +77,7 @@ fn begin(disk: &dyn Disk, committer: &Committer, lock: &File) -> Result<Box<dyn 
 }
 
 /// Lends committer and backend to whoever appends or waits, until the log is closing or has failed.
-fn attend(
-    turner: Turner,
-    appender: &Appender,
-    ready: SyncSender<Result<()>>,
-    lock: &File,
-) {
+fn attend(turner: Turner, appender: &Appender, ready: SyncSender<Result<()>>, lock: &File) {
     let shared = &appender.0;
     let turner = Arc::new(turner);
     shared.attach_driver(Arc::new(Alarm(Arc::clone(&turner))));

@@ -411,11 +411,7 @@ impl Turner {
         if self.is_raised(engine) {
             return;
         }
-        let wished = if self.is_led() {
-            None
-        } else {
-            self.told.get()
-        };
+        let wished = if self.is_led() { None } else { self.told.get() };
         let before = std::mem::replace(&mut engine.raised, wished);
         drop(before);
         let bell = engine.raised.as_ref().map(|bell| bell.as_fd());
@@ -464,7 +460,7 @@ impl Turner {
 
     /// Whether many append, so that the steward shall lead.
     pub(super) fn wants_a_leader(&self) -> bool {
-        self.is_many.load(Ordering::Relaxed)
+        self.is_many.load(Ordering::Relaxed) && !cfg!(mutant = "nobody_leads_the_many")
     }
 
     /// Turns, sleeping in the backend, while many append.
