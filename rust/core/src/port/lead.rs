@@ -31,7 +31,7 @@ impl Lead {
     /// No longer. Look once more after this.
     pub(crate) fn leave(&self) {
         self.is_led.store(false, Ordering::Relaxed);
-        if !cfg!(mutant = "lead_leaves_unfenced") {
+        if !planted!("lead_leaves_unfenced") {
             // Partner: the fence in `sees_it`.
             fence(Ordering::SeqCst);
         }

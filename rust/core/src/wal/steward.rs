@@ -151,7 +151,7 @@ pub(super) fn serve(shared: &Shared, turner: &Turner) {
         let is_called = steward.is_called.swap(false, Ordering::Relaxed);
         if turner.wants_a_leader() && !shared.is_winding_down() {
             turner.lead_the_many(shared);
-        } else if (is_due || is_neglected || is_called) && !cfg!(mutant = "steward_idles") {
+        } else if (is_due || is_neglected || is_called) && !planted!("steward_idles") {
             turner.turn_now(shared, Who::Thread);
         }
     }

@@ -430,7 +430,7 @@ impl Turner {
             return None;
         }
         let done = catch_unwind(AssertUnwindSafe(|| part(engine)));
-        if done.is_err() && !cfg!(mutant = "turn_panic_swallowed") {
+        if done.is_err() && !planted!("turn_panic_swallowed") {
             engine.has_panicked = true;
             shared.poison(Error::new(
                 ErrorKind::Poisoned,
@@ -460,7 +460,7 @@ impl Turner {
 
     /// Whether many append, so that the steward shall lead.
     pub(super) fn wants_a_leader(&self) -> bool {
-        self.is_many.load(Ordering::Relaxed) && !cfg!(mutant = "nobody_leads_the_many")
+        self.is_many.load(Ordering::Relaxed) && !planted!("nobody_leads_the_many")
     }
 
     /// Turns, sleeping in the backend, while many append.
