@@ -122,6 +122,11 @@ class Figures:
             found = ratio(ours, self._append(ON_THREAD, tasks, "records_per_s"))
             case = f"driver 'loop', {tasks} task(s), records/s against driver 'thread'"
             yield from _figure(case, "reported", found, lambda _: True)
+            thread = self._append(ON_THREAD, tasks, "records_per_s")
+            best = {number: max(ours[number], thread[number]) for number in {*ours} & {*thread}}
+            found = ratio(self._append(OURS, tasks, "records_per_s"), best)
+            case = f"driver 'auto', {tasks} task(s), records/s against the better of both"
+            yield from _figure(case, "reported", found, lambda _: True)
 
     def _bulk(self) -> Iterator[Figure]:
         device = self._table.by_round("sequential", DEVICE, 0, "bytes_per_s")

@@ -196,7 +196,8 @@ class LogStatistics:
         commit_paths: What each way cost in seconds when it was measured at the open, or why it
             was refused.
 
-        driver: Who turns the engine; `None` if opened read-only.
+        driver: Who turns the engine at the moment, `thread` or `loop`; `None` if opened
+            read-only.
 
         readers: Readers and followers that are open.
 

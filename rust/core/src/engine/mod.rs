@@ -94,10 +94,11 @@ impl BackendSetting {
 /// Who shall turn the committer of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DriverSetting {
-    /// A thread of the log's own.
+    /// Whoever appends or waits while they are few, a thread of the log's own while they are many
+    /// and where callers cannot.
     #[default]
     Auto,
-    /// The same.
+    /// A thread of the log's own.
     Thread,
     /// Whoever appends or waits, or an error that says why not.
     Loop,
@@ -129,15 +130,13 @@ pub fn open_log(
 ) -> Result<Log> {
     let backend = backend.or_environment()?;
     let world = world_while(wanted)?;
+    settings.patience_max = PATIENCE_MAX;
     if driver == DriverSetting::Loop {
         check_loop_driver(way, backend)?;
         let candidate = loop_candidate(&world)?;
-        // Patience is a matter of when the loop turns; see `Turner::urge`.
-        settings.patience_max = Duration::ZERO;
         return Log::open(&world, path, settings, &[candidate]).map_err(without_direct);
     }
-    let candidates = candidates(&world, way, backend)?;
-    settings.patience_max = PATIENCE_MAX;
+    let candidates = candidates(&world, way, backend, driver)?;
     Log::open(&world, path, settings, &candidates)
 }
 
@@ -160,18 +159,26 @@ pub fn check_loop_driver(way: WaySetting, backend: BackendSetting) -> Result<()>
     Ok(())
 }
 
-/// Direct writes on a ring that every thread may turn.
+/// Direct writes on a ring that every thread may turn: callers, or a thread.
+fn for_either(disk: UringDisk) -> Candidate {
+    let disk = disk.for_guests();
+    let name = disk.variant();
+    Candidate {
+        driver: Driver::Either,
+        ..Candidate::new(CommitPath::Direct, Arc::new(disk), name)
+    }
+}
+
+/// Direct writes on a ring that every thread may turn, by callers only.
 fn loop_candidate(world: &World) -> Result<Candidate> {
     let clock = Arc::clone(&world.clock);
-    let disk = match UringDisk::probe(clock, None) {
-        Ok(disk) => disk.for_guests(),
-        Err(refusal) => return Err(without_loop(&unavailable(&refusal))),
-    };
-    let name = disk.variant();
-    Ok(Candidate {
-        driver: Driver::Loop,
-        ..Candidate::new(CommitPath::Direct, Arc::new(disk), name)
-    })
+    match UringDisk::probe(clock, None) {
+        Ok(disk) => Ok(Candidate {
+            driver: Driver::Loop,
+            ..for_either(disk)
+        }),
+        Err(refusal) => Err(without_loop(&unavailable(&refusal))),
+    }
 }
 
 fn without_direct(error: Error) -> Error {
@@ -243,7 +250,7 @@ fn world_while(wanted: &Wanted) -> Result<World> {
 }
 
 /// A disk behind the kernel's ring, and the name of its variant.
-type RingDisk = (Arc<dyn Disk>, &'static str);
+type RingDisk = (UringDisk, &'static str);
 
 /// The ring, if it was asked for and works.
 fn ring_disk(
@@ -259,11 +266,16 @@ fn ring_disk(
         BackendSetting::Auto | BackendSetting::Uring | BackendSetting::Threads => disk,
     };
     let name = disk.variant();
-    Ok(Some((Arc::new(disk), name)))
+    Ok(Some((disk, name)))
 }
 
 /// The ways this machine offers, cheapest machinery first.
-fn candidates(world: &World, way: WaySetting, backend: BackendSetting) -> Result<Vec<Candidate>> {
+fn candidates(
+    world: &World,
+    way: WaySetting,
+    backend: BackendSetting,
+    driver: DriverSetting,
+) -> Result<Vec<Candidate>> {
     let ring = match ring_disk(Arc::clone(&world.clock), backend) {
         Ok(ring) => ring,
         Err(refusal) if backend == BackendSetting::Auto => {
@@ -280,8 +292,14 @@ fn candidates(world: &World, way: WaySetting, backend: BackendSetting) -> Result
         "threads",
     )];
     if let Some((disk, name)) = ring {
-        let buffered = Candidate::new(CommitPath::RingDsync, Arc::clone(&disk), name);
-        let direct = Candidate::new(CommitPath::Direct, disk, name);
+        // Who asks for the tuned ring by name gets the one thread that can turn it.
+        let either = driver == DriverSetting::Auto && backend != BackendSetting::Uring;
+        let direct = if either {
+            for_either(disk.clone())
+        } else {
+            Candidate::new(CommitPath::Direct, Arc::new(disk.clone()), name)
+        };
+        let buffered = Candidate::new(CommitPath::RingDsync, Arc::new(disk), name);
         all.extend([buffered, direct]);
     } else {
         let clock = Arc::clone(&world.clock);

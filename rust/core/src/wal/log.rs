@@ -22,7 +22,7 @@ use super::{
     group::Entry,
     marks::{Level, Marks, timed_out},
     recovery::RecoveryReport,
-    settings::LogSettings,
+    settings::{Driver, LogSettings},
     truncate::Segments,
     turner::{Turner, Who},
 };
@@ -453,6 +453,17 @@ impl Appender {
     /// and [`turn`](Self::turn) mean anything.
     pub fn is_turned_by_callers(&self) -> bool {
         self.0.turner().is_some()
+    }
+
+    /// Who turns the committer now, if that is not always its own thread.
+    pub fn turned_by(&self) -> Option<Driver> {
+        let is_led = self.0.turner()?.is_led();
+        Some(if is_led { Driver::Thread } else { Driver::Loop })
+    }
+
+    /// Whether a turn by anybody may do something now, rather than be done without them.
+    pub fn needs_turns(&self) -> bool {
+        self.0.turner().is_some_and(|turner| !turner.is_led())
     }
 
     /// After an append on the thread of an event loop, whose `bell` the kernel shall raise: what

@@ -2,7 +2,8 @@
 //! do not.
 //!
 //! It turns for a loop that is busy, stopped or closed, keeps the appointments of the committer (a
-//! linger, the watermark of a log that rests), and closes the log. While there is work it looks
+//! linger, the watermark of a log that rests), and closes the log. If either may turn, it leads
+//! while many append. While there is work it looks
 //! every few milliseconds whether anybody has turned; with none it sleeps without end.
 //!
 //! # Always true
@@ -150,7 +151,9 @@ pub(super) fn serve(shared: &Shared, turner: &Turner) {
         let is_due = steward.due.load(Ordering::Relaxed) <= steward.now();
         let is_neglected = slept && turner.turns() == seen;
         let is_called = steward.is_called.swap(false, Ordering::Relaxed);
-        if (is_due || is_neglected || is_called) && !planted!("steward_idles") {
+        if turner.wants_a_leader() && !shared.is_winding_down() {
+            turner.lead_the_many(shared);
+        } else if (is_due || is_neglected || is_called) && !planted!("steward_idles") {
             turner.turn_now(shared, Who::Thread);
         }
     }
