@@ -36,19 +36,15 @@ impl Key {
     }
 }
 
-/// A timer, one that was cancelled and waits to be unlinked, or a vacant place.
-///
-/// The links come first: they are all that a neighbour's end touches, and so lie on one line of
-/// the cache, wherever the entry begins.
+/// A timer, or a vacant place.
 #[derive(Debug)]
-#[repr(C)]
 pub struct Entry<T> {
+    /// Which timer this is; zero for a vacant place.
+    generation: u64,
+    pub tick: u64,
     /// The neighbours in the slot's list; `next` of a vacant place leads to another one.
     pub next: u32,
     pub prev: u32,
-    /// Which timer this is; zero once it is gone.
-    generation: u64,
-    pub tick: u64,
     value: Option<T>,
 }
 
@@ -57,8 +53,7 @@ struct Chunk<T> {
     entries: Vec<Entry<T>>,
     /// Vacant place to be used next, `NONE` if there is none below `entries.len()`.
     vacant: u32,
-    /// Places that are not vacant.
-    taken: u32,
+    live: u32,
     /// Neighbours in the list of chunks with room, or of bare ones.
     next: u32,
     prev: u32,
@@ -68,7 +63,7 @@ impl<T> Chunk<T> {
     const BARE: Self = Self {
         entries: Vec::new(),
         vacant: NONE,
-        taken: 0,
+        live: 0,
         next: NONE,
         prev: NONE,
     };
@@ -135,9 +130,9 @@ impl<T> Slab<T> {
             *old = entry;
             place
         };
-        chunk.taken += 1;
+        chunk.live += 1;
         self.live += 1;
-        if chunk.taken as usize == CHUNK {
+        if chunk.live as usize == CHUNK {
             self.leave_room(number);
         }
         Key {
@@ -168,39 +163,26 @@ impl<T> Slab<T> {
         &mut self.chunks[(index >> CHUNK_BITS) as usize].entries[place_of(index)]
     }
 
-    /// Ends a timer: its key matches nothing from here on. It stays linked; its place is not free
-    /// before [`vacate`](Self::vacate).
+    /// Vacates a place and returns what was in it.
     #[inline]
-    pub fn end(&mut self, index: u32) -> Option<T> {
-        self.live -= 1;
-        let entry = self.at_mut(index);
-        entry.generation = 0;
-        entry.value.take()
-    }
-
-    /// Has the links of an entry brought near, for who will touch them soon.
-    #[inline]
-    pub fn fetch(&self, index: u32) {
-        if let Some(chunk) = self.chunks.get((index >> CHUNK_BITS) as usize) {
-            prefetch(chunk.entries.get(place_of(index)));
-        }
-    }
-
-    /// Frees the place of a timer that has ended and is in no list.
-    #[inline]
-    pub fn vacate(&mut self, index: u32) {
+    pub fn remove(&mut self, index: u32) -> Option<T> {
         let number = index >> CHUNK_BITS;
         let chunk = &mut self.chunks[number as usize];
-        chunk.entries[place_of(index)].next = chunk.vacant;
+        let entry = &mut chunk.entries[place_of(index)];
+        let value = entry.value.take();
+        entry.generation = 0;
+        entry.next = chunk.vacant;
         if !cfg!(mutant = "wheel_place_lost") {
             chunk.vacant = place_of(index) as u32;
         }
-        chunk.taken -= 1;
-        if chunk.taken as usize == CHUNK - 1 {
+        chunk.live -= 1;
+        self.live -= 1;
+        if chunk.live as usize == CHUNK - 1 {
             self.enter_room(number);
-        } else if chunk.taken == 0 {
+        } else if chunk.live == 0 {
             self.on_empty(number);
         }
+        value
     }
 
     /// Places of the timers whose value is wanted.
@@ -277,17 +259,4 @@ impl<T> Slab<T> {
 #[inline]
 fn place_of(index: u32) -> usize {
     index as usize & (CHUNK - 1)
-}
-
-/// Asks for a line of the cache without waiting for it.
-#[inline]
-fn prefetch<T>(entry: Option<&T>) {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(entry) = entry {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint that reads and writes nothing, for an address that a reference names.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(entry).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = entry;
 }

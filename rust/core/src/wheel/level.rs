@@ -55,8 +55,6 @@ fn shift(level: usize) -> u32 {
 pub struct Slot {
     pub head: u32,
     pub tail: u32,
-    /// Entries of the list whose timer has not ended.
-    live: u32,
     /// No entry of the slot is due before this tick. Exact until an entry is cancelled.
     pub earliest: u64,
 }
@@ -65,12 +63,11 @@ impl Slot {
     pub const EMPTY: Self = Self {
         head: NONE,
         tail: NONE,
-        live: 0,
         earliest: u64::MAX,
     };
 }
 
-/// 64 slots and a bit for each that holds a timer.
+/// 64 slots and a bit for each that holds something.
 #[derive(Debug)]
 pub struct Level {
     occupied: u64,
@@ -83,7 +80,7 @@ impl Level {
         slots: [Slot::EMPTY; SLOTS],
     };
 
-    /// The lowest slot that holds a timer.
+    /// The lowest slot that holds something.
     #[inline]
     pub fn first(&self) -> Option<usize> {
         (self.occupied != 0).then(|| self.occupied.trailing_zeros() as usize)
@@ -109,20 +106,8 @@ impl Level {
             ends.head = index;
         }
         ends.tail = index;
-        ends.live += 1;
         ends.earliest = ends.earliest.min(tick);
         last
-    }
-
-    /// A timer of a slot has ended; its entry may stay linked for a while.
-    #[inline]
-    pub fn lose(&mut self, slot: usize) {
-        let ends = &mut self.slots[slot];
-        ends.live -= 1;
-        if ends.live == 0 {
-            ends.earliest = u64::MAX;
-            self.occupied &= !(1 << slot);
-        }
     }
 
     /// Takes an entry between `prev` and `next` out of a slot's ends, as far as it is one.
@@ -135,12 +120,21 @@ impl Level {
         if next == NONE {
             ends.tail = prev;
         }
+        if ends.head == NONE {
+            self.clear(slot);
+        }
     }
 
     /// Empties a slot and returns the first entry of the list it held.
     #[inline]
     pub fn take(&mut self, slot: usize) -> u32 {
+        let head = self.slots[slot].head;
+        self.clear(slot);
+        head
+    }
+
+    fn clear(&mut self, slot: usize) {
+        self.slots[slot] = Slot::EMPTY;
         self.occupied &= !(1 << slot);
-        std::mem::replace(&mut self.slots[slot], Slot::EMPTY).head
     }
 }

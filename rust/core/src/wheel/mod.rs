@@ -22,15 +22,7 @@
 //! 4. Where a timer lies follows from its tick and the wheel's; nobody has to remember it.
 //! 5. Timers are due in the order of their ticks, those of one tick in the order in which they
 //!    were scheduled.
-//! 6. A timer that is gone leaves nothing behind, except that the last [`GONE_MAX`] cancelled ones
-//!    keep their places for a moment. Time does not move while there are any.
-//!
-//! # Cancelling among millions
-//!
-//! A timer and its two neighbours lie on three lines of the cache, and among millions of timers
-//! none of them is near. So a cancel ends the timer, which takes the first line, asks for the other
-//! two, and leaves the unlinking to when they have come: a few cancels later, all at once. A
-//! slot's count of timers is exact at any time, its list may hold some that are gone.
+//! 6. A cancelled or expired timer leaves nothing behind: its place is free at once.
 //!
 //! # Not here
 //!
@@ -46,7 +38,7 @@ mod tests;
 use std::time::Duration;
 
 pub use entry::Key;
-use entry::{Entry, Slab};
+use entry::Slab;
 use level::{LEVELS, Level, NONE, place, start_of};
 
 use crate::{Error, ErrorKind, Result, clock::Mono};
@@ -72,9 +64,6 @@ pub struct Statistics {
     pub memory_bytes: usize,
 }
 
-/// Cancelled timers that may wait to be unlinked.
-const GONE_MAX: usize = 32;
-
 /// Values, each with a deadline, handed out when it has come.
 #[derive(Debug)]
 pub struct TimeoutWheel<T> {
@@ -87,9 +76,6 @@ pub struct TimeoutWheel<T> {
     /// A bit for each level that holds something.
     occupied: u32,
     slab: Slab<T>,
-    /// Places of timers that were cancelled and are still linked.
-    gone: [u32; GONE_MAX],
-    gone_count: usize,
     armed: u64,
     cancelled: u64,
     expired: u64,
@@ -113,8 +99,6 @@ impl<T> TimeoutWheel<T> {
             levels: Box::new([Level::EMPTY; LEVELS]),
             occupied: 0,
             slab: Slab::new(),
-            gone: [NONE; GONE_MAX],
-            gone_count: 0,
             armed: 0,
             cancelled: 0,
             expired: 0,
@@ -141,21 +125,7 @@ impl<T> TimeoutWheel<T> {
     pub fn cancel(&mut self, key: Key) -> Option<T> {
         let index = self.slab.find(key)?;
         self.cancelled += 1;
-        let value = self.end(index);
-        let &Entry { next, prev, .. } = self.slab.at(index);
-        if next == NONE {
-            // The newest of its slot, so what was armed last: its neighbour was touched then.
-            self.unlink(index);
-            return value;
-        }
-        self.slab.fetch(prev);
-        self.slab.fetch(next);
-        self.gone[self.gone_count] = index;
-        self.gone_count += 1;
-        if self.gone_count == GONE_MAX {
-            self.unlink_gone();
-        }
-        value
+        self.drop_out(index)
     }
 
     /// Disarms all timers whose value is wanted, in one pass; their values join `out`.
@@ -212,7 +182,6 @@ impl<T> TimeoutWheel<T> {
     pub fn restart(&mut self, now: Mono) -> Vec<T> {
         let mut left = Vec::new();
         self.cancel_where(|_| true, &mut left);
-        self.unlink_gone();
         (self.origin, self.now, self.elapsed) = (now, now, 0);
         left
     }
@@ -296,46 +265,21 @@ impl<T> TimeoutWheel<T> {
         entry.next = NONE;
     }
 
-    /// Ends a timer and takes its entry out at once.
+    /// Takes an entry out of its list and out of the slab.
     #[inline]
     fn drop_out(&mut self, index: u32) -> Option<T> {
-        let value = self.end(index);
-        self.unlink(index);
-        value
-    }
-
-    /// Ends a timer; its entry stays linked.
-    #[inline]
-    fn end(&mut self, index: u32) -> Option<T> {
-        let (level, slot) = place(self.elapsed, self.slab.at(index).tick);
-        self.levels[level].lose(slot);
-        self.note(level);
-        self.slab.end(index)
-    }
-
-    /// Takes the entry of a timer that has ended out of its list and out of the slab.
-    #[inline]
-    fn unlink(&mut self, index: u32) {
-        let &Entry {
-            next, prev, tick, ..
-        } = self.slab.at(index);
+        let entry = self.slab.at(index);
+        let (tick, prev, next) = (entry.tick, entry.prev, entry.next);
+        let (level, slot) = place(self.elapsed, tick);
         if prev != NONE {
             self.slab.at_mut(prev).next = next;
         }
         if next != NONE {
             self.slab.at_mut(next).prev = prev;
         }
-        if prev == NONE || next == NONE {
-            let (level, slot) = place(self.elapsed, tick);
-            self.levels[level].unlink(slot, prev, next);
-        }
-        self.slab.vacate(index);
-    }
-
-    fn unlink_gone(&mut self) {
-        for nth in 0..std::mem::take(&mut self.gone_count) {
-            self.unlink(self.gone[nth]);
-        }
+        self.levels[level].unlink(slot, prev, next);
+        self.note(level);
+        self.slab.remove(index)
     }
 
     /// Clears a level's bit if nothing is left on it.
@@ -350,8 +294,6 @@ impl<T> TimeoutWheel<T> {
     ///
     /// If there is none, the wheel stands at `now` afterwards.
     fn come_to_due(&mut self) -> Option<usize> {
-        // Where an entry is linked follows from the tick the wheel stands in.
-        self.unlink_gone();
         let target = self.tick_down(self.now);
         while let Some((level, slot)) = self.first() {
             let start = start_of(self.elapsed, level, slot);
@@ -375,8 +317,7 @@ impl<T> TimeoutWheel<T> {
         let mut index = head;
         while index != NONE {
             let next = self.slab.at(index).next;
-            due.extend(self.slab.end(index));
-            self.slab.vacate(index);
+            due.extend(self.slab.remove(index));
             index = next;
         }
     }
