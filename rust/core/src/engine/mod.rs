@@ -9,7 +9,7 @@ use crate::{
     clock::{Clock, SystemClock},
     error::{Error, ErrorKind, Result},
     ids::{Lsn, StoreId},
-    io::{Disk, Durability, Wanted},
+    io::{Durability, Wanted},
     sync::Arc,
     threads::ThreadsDisk,
     uring::{self, UringDisk},

@@ -49,6 +49,8 @@ mod file;
 mod kind;
 #[cfg(any(test, feature = "testing"))]
 mod memory;
+#[cfg(any(test, feature = "testing"))]
+pub mod metered;
 pub(crate) mod program;
 mod request;
 pub(crate) mod signal;

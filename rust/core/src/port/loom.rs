@@ -225,6 +225,70 @@ fn what_is_published_while_a_leader_leaves_is_seen_by_one_of_the_two() {
 }
 
 #[test]
+fn a_hushed_bell_loses_nobody() {
+    // The owner hushes the bell, does something else, and answers: of two who publish and ring
+    // meanwhile, neither is missed, whichever of them found the flag set. What they publish is
+    // plain memory: only the flag orders it.
+    explore(|| {
+        let bell = LoomArc::new(Doorbell::new().unwrap());
+        let published: Vec<_> = (0..2).map(|_| LoomArc::new(AtomicU64::new(0))).collect();
+        let callers: Vec<_> = published
+            .iter()
+            .map(|place| {
+                let (bell, place) = (bell.clone(), place.clone());
+                thread::spawn(move || {
+                    place.store(1, Ordering::Relaxed);
+                    bell.ring();
+                })
+            })
+            .collect();
+        let all = || {
+            let seen = |place: &LoomArc<AtomicU64>| place.load(Ordering::Relaxed) == 1;
+            published.iter().all(seen)
+        };
+        bell.hush();
+        bell.silence();
+        while !all() {
+            bell.wait();
+            bell.silence();
+        }
+        for caller in callers {
+            caller.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_call_finds_an_owner_that_has_just_moved() {
+    // The owner goes to wait elsewhere, says so, and looks once more: a caller that comes after
+    // that look sees where it waits. The notice is plain memory: only the word orders it.
+    explore(|| {
+        let word = LoomArc::new(Handshake::default());
+        let elsewhere = LoomArc::new(Signal::new().unwrap());
+        let moved = LoomArc::new(AtomicU64::new(0));
+        let published = LoomArc::new(AtomicU64::new(0));
+        let caller = {
+            let (word, elsewhere) = (word.clone(), elsewhere.clone());
+            let (moved, published) = (moved.clone(), published.clone());
+            thread::spawn(move || {
+                published.store(1, Ordering::Relaxed);
+                if word.call(WOKEN) == Call::First && moved.load(Ordering::Relaxed) == 1 {
+                    elsewhere.raise();
+                }
+            })
+        };
+        moved.store(1, Ordering::Relaxed);
+        word.take();
+        while published.load(Ordering::Relaxed) == 0 {
+            elsewhere.wait();
+            elsewhere.lower();
+            word.take();
+        }
+        caller.join().unwrap();
+    });
+}
+
+#[test]
 fn a_loop_that_comes_while_nobody_is_told_any_more_leaves_no_half() {
     // One loop asks to be told while another is forgotten and a thread stops all telling: bell and
     // address still belong together, so the next loop is not taken for one that is told.

@@ -65,6 +65,17 @@ mod faulty {
     crate::contract_tests!(world);
 }
 
+mod metered {
+    use crate::io::metered::MeteredDisk;
+
+    fn world(name: &str) -> super::World {
+        let world = super::world_of(super::disk(), name);
+        let disk = Box::new(MeteredDisk::new(super::disk()));
+        super::World { disk, ..world }
+    }
+    crate::contract_tests!(world);
+}
+
 fn foreground(token: u64, op: Op) -> Request {
     Request {
         token: Token(token),
