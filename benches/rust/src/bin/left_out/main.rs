@@ -123,12 +123,17 @@ fn head(plan: &Plan) -> String {
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     format!(
         "# Measured and left out\n\n\
-         Written by `make bench-left-out`. {} rounds of {} ms, ways taking turns; medians, with the \
+         Written by `make bench-left-out{}`. {} rounds of {} ms, ways taking turns; medians, with the \
          range of the ratios in brackets. The first row of each table is the engine's way; ratios \
          of rates above 1 would speak for the other one.\n\n\
          - Machine: {processors} processors, kernel {}\n\
          - Load when it began: {load}; much above 0.5, others were busy here, and only ratios say \
          something\n\n",
+        if plan.rounds < FULL.rounds {
+            " BENCH_ARGS=--quick"
+        } else {
+            ""
+        },
         plan.rounds,
         plan.time.as_millis(),
         kernel.trim(),
