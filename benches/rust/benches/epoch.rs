@@ -456,7 +456,10 @@ fn stall(contender: &str) {
     tell("stall", contender, &figures);
 }
 
-const CELLS: [(&str, &[&str], fn(&str)); 5] = [
+/// A cell: its name, its arms, and what runs one of them.
+type Cell = (&'static str, &'static [&'static str], fn(&str));
+
+const CELLS: [Cell; 5] = [
     ("storm", &["inline", "millrace"], cancel_storm),
     ("idle", &["pin", "pin for a turn"], idle),
     (
