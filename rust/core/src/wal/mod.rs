@@ -21,7 +21,7 @@
 //! machine's own disk; [`open`] begins; `driver` turns the committer on a thread of its own;
 //! `turner` lends it to its callers, `steward` stands by, `crowd` says when to take it back;
 //! `choose` measures the ways to the disk; `cursor` keeps named positions; `lock` keeps other owners
-//! out.
+//! out; `watch` follows from outside a log that somebody else owns.
 //!
 #![doc = include_str!("FORMAT.md")]
 
@@ -58,10 +58,12 @@ mod truncate;
 mod turner;
 pub mod verdict;
 pub mod verify;
+mod watch;
 
 pub use counters::Counts;
 pub use handle::{Log, LogReader, Way};
 pub use marks::Level;
+pub use watch::Watch;
 
 #[cfg(test)]
 mod tests;
