@@ -104,9 +104,7 @@ def test_appends_cancelled_in_line_free_their_records(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_who_holds_back_a_truncation_is_shown(
-    tmp_path: Path, small: millrace.LogSettings
-) -> None:
+def test_who_holds_back_a_truncation_is_shown(tmp_path: Path, small: millrace.LogSettings) -> None:
     # Belief: a slow reader shows with its age, and what it holds back; both go with it.
 
     async def main() -> None:

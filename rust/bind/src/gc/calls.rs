@@ -404,12 +404,14 @@ impl Calls {
             (ran, batch) = (ran + 1, batch + 1);
             took = self.now().since(begun);
             if batch == most {
-                self.collector.note_batch(batch, took - batch_begun);
+                self.collector
+                    .note_batch(batch, took.saturating_sub(batch_begun));
                 (batch, batch_begun) = (0, took);
             }
         }
         if batch > 0 {
-            self.collector.note_batch(batch, took - batch_begun);
+            self.collector
+                .note_batch(batch, took.saturating_sub(batch_begun));
         }
         outcome.map(|()| ran)
     }

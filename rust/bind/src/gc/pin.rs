@@ -6,7 +6,7 @@ use millrace_core::{epoch::OwnedPin, sync::lock};
 use pyo3::{exceptions::PyRuntimeError, prelude::*, types::PyTuple};
 
 use super::calls::{Calls, Hold};
-use crate::{error, wheel::Instant};
+use crate::{door::attached, error, wheel::Instant};
 
 /// While it is entered, nothing deferred after that runs. Made by `EpochGC.pin`.
 #[pyclass(frozen, module = "millrace._core")]
@@ -132,8 +132,7 @@ impl Drop for EpochPin {
         }
         self.calls.note_unpinned(held.thread);
         drop(pin);
-        // Python objects are dropped attached, or at the end of the interpreter.
-        Python::try_attach(|py| {
+        attached(|py| {
             if let Err(raised) = self.calls.run_left(py) {
                 raised.write_unraisable(py, None);
             }

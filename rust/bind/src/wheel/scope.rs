@@ -231,13 +231,11 @@ fn end(wheel: &Bound<'_, TimeoutWheel>, bundles: Vec<Vec<Key>>) -> PyResult<()> 
         }
     }
     let home = lock(&core.state).home.clone();
-    match home.filter(|home| home.is_running(py)) {
-        Some(_) => ask(wheel),
-        None => {
-            sweep(core, Budget::ALL);
-            Ok(())
-        }
+    if home.is_some_and(|home| home.is_running(py)) {
+        return ask(wheel);
     }
+    sweep(core, Budget::ALL);
+    Ok(())
 }
 
 /// Asks the loop for a sweep, unless one is on its way.

@@ -120,7 +120,7 @@ impl Timeout {
         }
         inner.stage = stage;
         inner.key = None;
-        self.cancel_task(py, inner)
+        Self::cancel_task(py, inner)
     }
 
     /// What was asked of the loop has come: the time is up, or the wheel closed.
@@ -131,10 +131,10 @@ impl Timeout {
             Stage::Closing => {}
             _ => return Ok(()),
         }
-        self.cancel_task(py, inner)
+        Self::cancel_task(py, inner)
     }
 
-    fn cancel_task(&self, py: Python<'_>, mut inner: MutexGuard<'_, Inner>) -> PyResult<()> {
+    fn cancel_task(py: Python<'_>, mut inner: MutexGuard<'_, Inner>) -> PyResult<()> {
         let soon = inner.soon.take();
         inner.has_cancelled = true;
         let task = inner.task.as_ref().map(|task| task.clone_ref(py));
