@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from socket import socket
 from types import GenericAlias, TracebackType
-from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, TypeVarTuple, final
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar, TypeVarTuple, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "backend_info",
     "check_settings",
+    "close_engines",
     "come_back_by_bridge",
     "come_back_by_port",
     "end_bridge",
@@ -753,8 +754,8 @@ class IoEngine:
         """Name, reason and hint of the backend."""
 
     @property
-    def _state(self) -> IoState:
-        """`open`, `closed`, or `failed` after a defect."""
+    def _state(self) -> IoState | Literal["forked"]:
+        """`open`, `closing`, `closed`, or `failed` after a defect; `forked` in a child."""
 
     def _statistics_report(self) -> dict[str, Any]:
         """Return the fields of `IoStatistics`."""
@@ -893,6 +894,12 @@ def verify_log(path: str) -> Future[dict[str, Any]]:
 
 def repair_log(path: str, lock_timeout_s: float) -> Future[dict[str, Any]]:
     """Repair a log; the result has the fields of `RepairReport`."""
+
+def close_engines(timeout_s: float) -> None:
+    """
+    Close every I/O engine of this process that is not over, and wait for them and for those that
+    were dropped: *timeout_s* for all together, and a little for what is cancelled then.
+    """
 
 def end_bridge(timeout_s: float) -> None:
     """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""

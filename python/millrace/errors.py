@@ -6,10 +6,17 @@ when they do not apply: `errno`, `operation`, `path`, `offset`, `done`, `request
 `lsn`, `pid`, `limit`. Whatever else the engine knew is in `facts`. An error that only reports an
 earlier one carries that as `__cause__`.
 
+Where the operating system gave an error number, the exception is an `OSError` with `errno`,
+`strerror` and `filename`, and what Python itself would have raised for that number:
+`except FileNotFoundError` catches an `IoError` about a missing file.
+
 Wrong arguments are Python's own `TypeError` and `ValueError`: nothing was done, fix the call.
 """
 
 from __future__ import annotations
+
+import os
+from typing import Any, Self
 
 
 class Error(Exception):
@@ -24,6 +31,14 @@ class Error(Exception):
         self.facts: dict[str, int | str] = facts
         # What the operating system said, here or in the error that came first.
         self.errno: int | None = self._number("errno")
+        if isinstance(self, OSError) and self.errno is not None:
+            # What code looks at that was written for Python's own files.
+            self.strerror = os.strerror(self.errno)
+            self.filename = self._text("path")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What `OSError` keeps outside of the dictionary is made again from the facts.
+        return _remade, (type(self), self.args, self.facts), self.__dict__
 
     @property
     def message(self) -> str:
@@ -183,7 +198,85 @@ class IoTimeout(Error, TimeoutError):  # noqa: N818 - named like the built-in it
 
 
 class IoError(Error, OSError):
-    """The operating system refused. Look at `errno`, `operation` and `path`."""
+    """
+    The operating system refused. Look at `errno`, `operation` and `path`.
+
+    It is raised as the class that Python has for the error number, where it has one, so that
+    `FileNotFoundError`, `PermissionError`, `BrokenPipeError` and their like catch it too.
+    """
+
+    def __new__(cls, message: str = "", /, **facts: int | str) -> Self:
+        """Choose the class by the error number."""
+        errno = facts.get("errno")
+        if cls is IoError and isinstance(errno, int):
+            # The built-in class knows which of its children stands for a number.
+            chosen = _BY_BUILTIN.get(type(OSError(errno, "")), cls)
+            return super().__new__(chosen, message)  # type: ignore[return-value]
+        return super().__new__(cls, message)
+
+
+class IoFileNotFoundError(IoError, FileNotFoundError):
+    """An `IoError`: there is no such file or directory."""
+
+
+class IoFileExistsError(IoError, FileExistsError):
+    """An `IoError`: it is there already."""
+
+
+class IoPermissionError(IoError, PermissionError):
+    """An `IoError`: not allowed."""
+
+
+class IoIsADirectoryError(IoError, IsADirectoryError):
+    """An `IoError`: it is a directory."""
+
+
+class IoNotADirectoryError(IoError, NotADirectoryError):
+    """An `IoError`: part of the path is no directory."""
+
+
+class IoBrokenPipeError(IoError, BrokenPipeError):
+    """An `IoError`: the peer takes no more."""
+
+
+class IoConnectionResetError(IoError, ConnectionResetError):
+    """An `IoError`: the peer ended the connection abruptly."""
+
+
+class IoConnectionAbortedError(IoError, ConnectionAbortedError):
+    """An `IoError`: the connection was given up."""
+
+
+class IoConnectionRefusedError(IoError, ConnectionRefusedError):
+    """An `IoError`: nobody listens there."""
+
+
+class IoConnectionTimeoutError(IoError, TimeoutError):
+    """An `IoError`: the network gave up the connection; no deadline of the call has passed."""
+
+
+class IoInterruptedError(IoError, InterruptedError):
+    """An `IoError`: interrupted more often than is believable."""
+
+
+class IoBlockingError(IoError, BlockingIOError):
+    """An `IoError`: told to try again more often than is sensible."""
+
+
+_BY_BUILTIN: dict[type[OSError], type[IoError]] = {
+    FileNotFoundError: IoFileNotFoundError,
+    FileExistsError: IoFileExistsError,
+    PermissionError: IoPermissionError,
+    IsADirectoryError: IoIsADirectoryError,
+    NotADirectoryError: IoNotADirectoryError,
+    BrokenPipeError: IoBrokenPipeError,
+    ConnectionResetError: IoConnectionResetError,
+    ConnectionAbortedError: IoConnectionAbortedError,
+    ConnectionRefusedError: IoConnectionRefusedError,
+    TimeoutError: IoConnectionTimeoutError,
+    InterruptedError: IoInterruptedError,
+    BlockingIOError: IoBlockingError,
+}
 
 
 class VersionMismatch(Error):  # noqa: N818 - an ordinary outcome of a conditional put
@@ -212,3 +305,10 @@ class BackendUnavailable(Error):  # noqa: N818 - a state of the machine
 
 class AbandonedError(Error):
     """The engine gave up waiting for the kernel. The outcome is unknown; open again to see."""
+
+
+def _remade(
+    kind: type[Error], args: tuple[object, ...], facts: dict[str, int | str]
+) -> Error:  # for pickle and copy
+    """Make an exception again from its parts."""
+    return kind(*args, **facts)

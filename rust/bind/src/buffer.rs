@@ -14,6 +14,11 @@ use pyo3::{
     types::{PyBytes, PyList, PyString, PyTuple},
 };
 
+use crate::error;
+
+/// From so many bytes on memory may be refused.
+const LARGE: usize = 16 << 20;
+
 /// Most items that room is made for before they are seen.
 const HINT_MAX: usize = 4096;
 
@@ -115,7 +120,8 @@ pub fn pieces(data: &Bound<'_, PyAny>) -> PyResult<Vec<io::Buffer>> {
     let mut add = |item: &Bound<'_, PyAny>| -> PyResult<()> {
         let view = View::of(item)?;
         if view.len() > 0 {
-            copies.push(io::Buffer::copy_of(view.bytes()));
+            let copy = io::Buffer::try_copy_of(view.bytes());
+            copies.push(copy.map_err(|full| error::raise_io(item.py(), &full))?);
         }
         Ok(())
     };
@@ -157,6 +163,18 @@ pub fn copy_out(into: &Bound<'_, PyAny>, bytes: &[u8]) -> PyResult<()> {
         }
     }
     Ok(())
+}
+
+/// `bytes` as Python's own. Where they are many, there may be no memory for them, which
+/// `PyBytes::new` would take for a defect.
+pub fn shown<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    if bytes.len() < LARGE {
+        return Ok(PyBytes::new(py, bytes));
+    }
+    PyBytes::new_with(py, bytes.len(), |into| {
+        into.copy_from_slice(bytes);
+        Ok(())
+    })
 }
 
 fn writable(into: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {

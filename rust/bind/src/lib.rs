@@ -51,7 +51,7 @@ mod _core {
         bridge::end_bridge,
         check::{repair_log, verify_log},
         gc::{EpochGC, EpochPin},
-        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine},
+        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine, close_engines},
         log::Log,
         open::{backend_info, check_settings, open_log},
         operation::Operation,

@@ -2,7 +2,8 @@
 //!
 //! A loop turns the engine when it has asked for something (at once if nothing else is under way,
 //! otherwise once for all that its tasks ask for in this iteration), when a descriptor of the
-//! engine is readable, and when a deadline has come. No thread of ours is involved.
+//! engine is readable, and when a deadline has come; and when one of its tasks begins to wait for
+//! something that was asked for elsewhere. No thread of ours is involved.
 //!
 //! ```text
 //! loop --selector--> Watch --strong--> Visit --weak--> engine
@@ -12,7 +13,7 @@
 //!
 //! # Always true
 //!
-//! 1. While a request of a loop is under way, that loop watches the engine's descriptors, through
+//! 1. While a loop waits for a request, that loop watches the engine's descriptors, through
 //!    duplicates that stay open as long as they are watched: a number in a selector must not be
 //!    reused.
 //! 2. A timer runs only while the engine has a deadline, and not later than it.
@@ -54,21 +55,33 @@ struct Timer {
     handle: Py<PyAny>,
 }
 
-/// Has what was just asked for carried out.
-pub fn urge(py: Python<'_>, engine: &Arc<Shared>, alone: bool) -> PyResult<()> {
+/// Has what was just asked for carried out; the loop that will, if there is one here.
+pub fn urge(py: Python<'_>, engine: &Arc<Shared>, alone: bool) -> PyResult<Weak<LoopPort>> {
     let Some(running) = current::running_loop(py)? else {
-        // No loop here: nobody will come back to it, so it is done now.
+        // No loop here: it is begun now, and turned further by the loop that waits for it.
         turn_here(engine);
-        return Ok(());
+        return Ok(Weak::new());
     };
     let visit = visit_of(py, engine, &running)?;
     if alone {
-        return visit.turn(py, &running);
-    }
-    if !visit.is_urged.swap(true, Ordering::Relaxed) {
+        visit.turn(py, &running)?;
+    } else if !visit.is_urged.swap(true, Ordering::Relaxed) {
         running.port().wake();
     }
-    Ok(())
+    Ok(Arc::downgrade(running.port()))
+}
+
+/// A loop begins to wait for something that `turner` was to turn: if that is another one, or none,
+/// it turns the engine from now on.
+pub fn attend(py: Python<'_>, engine: &Arc<Shared>, turner: &Weak<LoopPort>) -> PyResult<()> {
+    let Some(running) = current::running_loop(py)? else {
+        return Ok(());
+    };
+    if std::ptr::eq(turner.as_ptr(), Arc::as_ptr(running.port())) {
+        return Ok(());
+    }
+    let visit = visit_of(py, engine, &running)?;
+    visit.turn(py, &running)
 }
 
 /// Turns on a thread that has no loop, or is busy with something else.

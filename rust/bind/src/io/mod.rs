@@ -5,10 +5,12 @@
 //! arguments, open, sockets what is made of its arguments
 //! shared                   what the handles of one engine have in common
 //! inbox, outcome, report   how an answer comes back
+//! exit                     engines that were dropped, and the end of the process
 //! guest                    the engine turned by event loops
 //! ```
 
 mod arguments;
+mod exit;
 mod file;
 mod guest;
 mod inbox;
@@ -42,6 +44,7 @@ use outcome::{Place, Wanted};
 use shared::Shared;
 use sockets::Duplicate;
 
+pub use exit::close_engines;
 pub use file::File;
 pub use guest::Visit;
 pub use memory::EngineBuffer;
@@ -60,6 +63,7 @@ impl IoEngine {
         let numbers: open::Numbers = settings.extract()?;
         let opened = door::detached(py, || numbers.open().and_then(Shared::new));
         let shared = opened.map_err(|failed| error::raise_io(py, &failed))?;
+        exit::enlist(&shared);
         Ok(Self { shared })
     }
 
@@ -474,7 +478,7 @@ impl IoEngine {
         (info.name, &info.reason, info.hint)
     }
 
-    /// `open`, `closed`, or `failed` after a defect.
+    /// `open`, `closing`, `closed`, or `failed` after a defect; `forked` in a child.
     #[getter(_state)]
     fn state(&self) -> &'static str {
         self.shared.state()
@@ -483,6 +487,8 @@ impl IoEngine {
     /// Return the fields of `IoStatistics`.
     #[pyo3(name = "_statistics_report")]
     fn statistics_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let here = self.shared.origin.check();
+        here.map_err(|forked| error::raise_io(py, &forked))?;
         // Who only asks and never waits sees things go on, too.
         guest::turn_here(&self.shared);
         report::statistics(py, &self.shared)

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Staged in this order: the watch on the bell, cancels, flights that need another submission in
-//! the order they came to need it, fresh requests. Fresh ones leave room for the first two.
+//! the order they came to need it, fresh requests. Fresh ones leave room for the first two. Those
+//! on one socket go one after the other ([`lines`]).
 //!
 //! # Always true
 //!
@@ -47,6 +48,7 @@ mod cancel;
 mod disk;
 mod flight;
 mod guests;
+mod lines;
 mod poison;
 mod probe;
 mod ring;
@@ -57,6 +59,7 @@ pub(crate) mod tests;
 
 pub use disk::UringDisk;
 use flight::{Flight, Step, Way};
+use lines::Lines;
 pub use probe::{Reason, Refusal};
 use ring::{Patience, Ring, Setup};
 use table::{BELL, CANCEL, Key, Table};
@@ -107,6 +110,8 @@ struct UringBackend {
     cancels: VecDeque<Key>,
     /// Where the flights of a program are, so that they can be cancelled.
     keys: HashMap<Token, Key>,
+    /// Flights that wait for another one on the same socket.
+    lines: Lines,
     /// Turned by threads that may end before the requests they submitted.
     guest: bool,
     /// This thread must not wait: neither for the kernel to have room, nor in plain calls.
@@ -263,12 +268,9 @@ impl UringBackend {
                 Way::Answered(finished) => self.ready.push(finished),
                 Way::Calls(request) => self.call(request),
                 Way::Ring(flight) => {
-                    self.background_in_ring |= flight.is_background();
-                    let (token, named) = (flight.token(), flight.class() == Class::Program);
-                    let key = self.table.insert(flight);
-                    if named {
-                        self.keys.insert(token, key);
-                    }
+                    let Some(key) = self.board(flight) else {
+                        continue;
+                    };
                     if !self.has_room() {
                         self.again.push_front(key);
                         return;
@@ -397,16 +399,6 @@ impl UringBackend {
             Step::Impossible(what) => return Err(impossible(what, key, answer)),
         }
         Ok(())
-    }
-
-    /// Takes a flight out of the table that the kernel has let go of.
-    fn let_off(&mut self, key: Key) -> Option<Flight> {
-        let flight = self.table.remove(key)?;
-        self.background_in_ring &= !flight.is_background();
-        if flight.class() == Class::Program {
-            self.keys.remove(&flight.token());
-        }
-        Some(flight)
     }
 
     /// Waits for an answer, a wake or a nudge. The sleep was announced.
