@@ -240,7 +240,7 @@ fn begin_segment(
     io.write(&file, 0, length, image, true)?;
     io.sync(&file)?;
     io.rename(dir, &temporary, &name)?;
-    if !cfg!(mutant = "open_without_directory_sync") {
+    if !planted!("open_without_directory_sync") {
         io.sync_dir(dir)?;
     }
     let file = if manner.direct {

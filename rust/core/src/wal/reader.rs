@@ -208,7 +208,7 @@ impl Reader {
         up_to: Lsn,
         records_max: usize,
     ) -> Result<Option<Batch>> {
-        let up_to = up_to.plus(u64::from(cfg!(mutant = "reader_above_durable")));
+        let up_to = up_to.plus(u64::from(planted!("reader_above_durable")));
         let limit = match self.stop {
             Some(stop) => up_to.min(stop.previous()),
             None => up_to,

@@ -226,7 +226,7 @@ pub(super) fn look_until_sure(
             }
             _ => return found,
         };
-        if doubt.is_some() && (doubted == doubt || cfg!(mutant = "damage_seen_once")) {
+        if doubt.is_some() && (doubted == doubt || planted!("damage_seen_once")) {
             return found;
         }
         doubts += u32::from(doubt.is_some());
@@ -379,7 +379,7 @@ fn lead_back(
             // Truncation removes the oldest first: a gap above a file that is left is no
             // truncation.
             let older = survey.found.iter().rfind(|found| found.id < prior.segment);
-            if let Some(older) = older.filter(|_| !cfg!(mutant = "missing_segment_accepted")) {
+            if let Some(older) = older.filter(|_| !planted!("missing_segment_accepted")) {
                 let first = older.valid().map_or(Lsn::FIRST, |header| header.base);
                 return Err(refuse(Evidence::Missing, first));
             }
