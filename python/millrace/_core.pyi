@@ -534,7 +534,8 @@ class IoEngine:
         """
         Read *length* bytes of *file* from *offset*.
 
-        What the page cache has is there when the call returns, and awaiting it does not suspend.
+        Up to 64 KiB that the page cache has are there when the call returns, as a rule, and
+        awaiting them does not suspend.
 
         Cancelling gives the read up. Nothing is changed by it.
 
@@ -625,8 +626,8 @@ class IoEngine:
         Make what was written to *file* durable.
 
         With *data_only* times and the like are left out, but never what is needed to read the
-        data back. After a failed sync the kernel may have dropped what it could not write: do
-        not try again, write again.
+        data back. Writes that were not awaited before may not be covered. After a failed sync the
+        kernel may have dropped what it could not write: do not try again, write again.
 
         Cancelling stops the waiting, not the sync.
         """
@@ -646,6 +647,8 @@ class IoEngine:
         Raises:
             TypeError: If *sock* is no `socket.socket`, or speaks TLS.
 
+            ValueError: If it is no stream socket.
+
             IoTimeout: If the deadline passed; some of it may have been sent.
         """
 
@@ -660,8 +663,10 @@ class IoEngine:
         """
         Receive up to *length* bytes from a connected socket, or with *exact* as many.
 
+        Receives on one socket are served in the order of the calls, sends likewise.
+
         Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
-        deadline passes.
+        deadline passes. What is on its way when a receive is cancelled may be lost too.
 
         Raises:
             EndOfStream: If the peer ended the stream first.
@@ -677,7 +682,7 @@ class IoEngine:
         timeout_s: float | None = None,
     ) -> Operation[None]:
         """
-        Reserve space for the first *length* bytes of *file*.
+        Reserve space for the first *length* bytes of *file*, which is as long afterwards at least.
 
         Cancelling stops the waiting, not the reservation.
         """
@@ -897,8 +902,10 @@ def repair_log(path: str, lock_timeout_s: float) -> Future[dict[str, Any]]:
 
 def close_engines(timeout_s: float) -> None:
     """
-    Close every I/O engine of this process that is not over, and wait for them and for those that
-    were dropped: *timeout_s* for all together, and a little for what is cancelled then.
+    Close every I/O engine of this process that is not over.
+
+    Waits for them and for those that were dropped: *timeout_s* for all together, and a little for
+    what is cancelled then.
     """
 
 def end_bridge(timeout_s: float) -> None:

@@ -186,7 +186,7 @@ class OverloadedError(Error, BlockingIOError):
 
 class IoTimeout(Error, TimeoutError):  # noqa: N818 - named like the built-in it refines
     """
-    The deadline passed. The message says whether the operation goes on.
+    The deadline passed.
 
     Ask `indeterminate` before doing it again.
     """

@@ -104,7 +104,9 @@ class IoEngine(_core.IoEngine):
             timeout_s: When to give up.
 
         Raises:
-            IoError: If the kernel refused; `errno` and `path` say what.
+            IoError: If the kernel refused; `errno` and `path` say what, and Python's own classes,
+                such as `FileNotFoundError`, catch it. A pipe or a terminal has no positions: it is
+                refused with `ESPIPE`.
 
             IoTimeout: If the deadline passed; a file may have been made.
         """

@@ -67,8 +67,10 @@ fn closing(origin: Origin, close: impl FnOnce() + Send + 'static) {
     closings.push(Closing { origin, over });
 }
 
-/// Closes every engine of this process that is not over, and waits for it and for those that were
-/// dropped: *timeout_s* for all of them together, and a little for what is cancelled then.
+/// Close every I/O engine of this process that is not over.
+///
+/// Waits for them and for those that were dropped: *timeout_s* for all together, and a little for
+/// what is cancelled then.
 #[pyfunction]
 pub fn close_engines(py: Python<'_>, timeout_s: f64) -> PyResult<()> {
     let budget = timeout(Some(timeout_s))?.unwrap_or(Duration::MAX);
@@ -83,7 +85,8 @@ pub fn close_engines(py: Python<'_>, timeout_s: f64) -> PyResult<()> {
     door::detached(py, || {
         let begun = Instant::now();
         for one in closings.iter().filter(|one| one.is_mine()) {
-            one.over.wait(budget.saturating_add(GRACE).saturating_sub(begun.elapsed()));
+            one.over
+                .wait(budget.saturating_add(GRACE).saturating_sub(begun.elapsed()));
         }
     });
     Ok(())

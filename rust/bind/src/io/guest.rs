@@ -17,7 +17,8 @@
 //!    duplicates that stay open as long as they are watched: a number in a selector must not be
 //!    reused.
 //! 2. A timer runs only while the engine has a deadline, and not later than it.
-//! 3. Nothing is called in Python while a lock is held.
+//! 3. The timer goes with the loop, whether it has fired or not.
+//! 4. Nothing is called in Python while a lock is held.
 
 use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
@@ -33,7 +34,7 @@ use millrace_core::{
     ioloop::driver::{Next, Turnable},
     sync::lock,
 };
-use pyo3::{intern, prelude::*};
+use pyo3::{PyTraverseError, PyVisit, intern, prelude::*};
 
 use super::shared::Shared;
 use crate::{
@@ -129,6 +130,22 @@ fn visit_of(py: Python<'_>, engine: &Arc<Shared>, running: &Running) -> PyResult
 impl Visit {
     fn is_of(&self, engine: &Arc<Shared>) -> bool {
         std::ptr::eq(self.engine.as_ptr(), Arc::as_ptr(engine))
+    }
+
+    /// The loop is gone, and with it what would have run the timer. The timer holds the loop, and
+    /// us by way of its callback: a ring that would keep all of it for ever.
+    pub fn lose_timer(&self) {
+        let timer = lock(&self.timer).take();
+        drop(timer);
+    }
+
+    /// For the collector, to which the timer shows the loop.
+    pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // It runs on a thread that may hold the timer; then nothing is garbage yet.
+        match self.timer.try_lock().as_deref() {
+            Ok(Some(timer)) => visit.call(&timer.handle),
+            _ => Ok(()),
+        }
     }
 
     /// What is found from here on rings again.

@@ -92,7 +92,8 @@ impl IoEngine {
 
     /// Read *length* bytes of *file* from *offset*.
     ///
-    /// What the page cache has is there when the call returns, and awaiting it does not suspend.
+    /// Up to 64 KiB that the page cache has are there when the call returns, as a rule, and
+    /// awaiting them does not suspend.
     ///
     /// Cancelling gives the read up. Nothing is changed by it.
     ///
@@ -242,8 +243,8 @@ impl IoEngine {
     /// Make what was written to *file* durable.
     ///
     /// With *data_only* times and the like are left out, but never what is needed to read the
-    /// data back. After a failed sync the kernel may have dropped what it could not write: do
-    /// not try again, write again.
+    /// data back. Writes that were not awaited before may not be covered. After a failed sync the
+    /// kernel may have dropped what it could not write: do not try again, write again.
     ///
     /// Cancelling stops the waiting, not the sync.
     #[pyo3(signature = (file, *, data_only = true, timeout_s = None))]
@@ -267,6 +268,8 @@ impl IoEngine {
     ///
     /// Raises:
     ///     TypeError: If *sock* is no `socket.socket`, or speaks TLS.
+    ///
+    ///     ValueError: If it is no stream socket.
     ///
     ///     IoTimeout: If the deadline passed; some of it may have been sent.
     #[pyo3(signature = (sock, data, *, timeout_s = None))]
@@ -294,8 +297,10 @@ impl IoEngine {
 
     /// Receive up to *length* bytes from a connected socket, or with *exact* as many.
     ///
+    /// Receives on one socket are served in the order of the calls, sends likewise.
+    ///
     /// Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
-    /// deadline passes.
+    /// deadline passes. What is on its way when a receive is cancelled may be lost too.
     ///
     /// Raises:
     ///     EndOfStream: If the peer ended the stream first.
@@ -325,7 +330,7 @@ impl IoEngine {
         self.shared.start(py, "recv", ask, timeout, wanted)
     }
 
-    /// Reserve space for the first *length* bytes of *file*.
+    /// Reserve space for the first *length* bytes of *file*, which is as long afterwards at least.
     ///
     /// Cancelling stops the waiting, not the reservation.
     #[pyo3(signature = (file, length, *, timeout_s = None))]

@@ -99,7 +99,10 @@ fn require_stream(fd: RawFd) -> Result<()> {
         )
     };
     if answer != 0 {
-        return Err(Error::from_io(&std::io::Error::last_os_error(), "getsockopt"));
+        return Err(Error::from_io(
+            &std::io::Error::last_os_error(),
+            "getsockopt",
+        ));
     }
     if kind == libc::SOCK_STREAM {
         return Ok(());

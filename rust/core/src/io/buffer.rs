@@ -147,7 +147,15 @@ mod tests {
     #[test]
     fn a_buffer_is_aligned_and_zero() {
         // Direct I/O needs aligned memory, and padding must never carry old bytes.
-        for length in [1, 511, BLOCK, BLOCK + 1, MAPPED_FROM - 1, MAPPED_FROM, 1 << 20] {
+        for length in [
+            1,
+            511,
+            BLOCK,
+            BLOCK + 1,
+            MAPPED_FROM - 1,
+            MAPPED_FROM,
+            1 << 20,
+        ] {
             let buffer = Buffer::zeroed(length);
             assert_eq!(buffer.as_ptr() as usize % BLOCK, 0);
             assert!(buffer.iter().all(|byte| *byte == 0));
@@ -181,7 +189,10 @@ mod tests {
             let mut there = vec![0u8; LENGTH.div_ceil(BLOCK)];
             let start = buffer.as_ptr().cast_mut().cast();
             // SAFETY: asks about memory of ours; `there` has a byte for each page of it.
-            assert_eq!(unsafe { libc::mincore(start, LENGTH, there.as_mut_ptr()) }, 0);
+            assert_eq!(
+                unsafe { libc::mincore(start, LENGTH, there.as_mut_ptr()) },
+                0
+            );
             there.iter().filter(|page| **page & 1 != 0).count()
         };
         let mut buffer = Buffer::try_zeroed(LENGTH).unwrap();

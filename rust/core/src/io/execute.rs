@@ -217,10 +217,7 @@ fn read(fd: RawFd, into: &mut [u8], offset: u64) -> Result<usize> {
     while done < into.len() {
         let end = into.len().min(done + TRANSFER_MAX);
         let at = offset + done as u64;
-        match told(
-            retry(|| sys::read_at(fd, &mut into[done..end], at)),
-            "read",
-        )? {
+        match told(retry(|| sys::read_at(fd, &mut into[done..end], at)), "read")? {
             0 => break,
             count => done += count,
         }

@@ -41,7 +41,7 @@ impl Lines {
             return Some(flight);
         };
         match self.lines.get_mut(&place) {
-            Some(_) if cfg!(mutant = "uring_streams_mixed") => Some(flight),
+            Some(_) if planted!("uring_streams_mixed") => Some(flight),
             Some(line) => {
                 if flight.class() == Class::Program {
                     self.places.insert(flight.token(), place);

@@ -67,6 +67,9 @@ use table::{BELL, CANCEL, Key, Table};
 /// Entries of the queue that fresh requests leave free: one for a cancel, one for the bell.
 const KEPT: usize = 2;
 
+/// How often one turn enters the kernel before what has finished is handed out.
+const ROUNDS_MAX: usize = 16;
+
 /// How long a backend that was dropped without shutdown waits for the kernel.
 const DROP_BUDGET: Duration = Duration::from_secs(5);
 
@@ -202,10 +205,11 @@ impl UringBackend {
         background || !staging || !self.calls.is_empty()
     }
 
-    /// Stages, submits and reaps until there is nothing to do but wait.
+    /// Stages, submits and reaps until there is nothing to do but wait, or somebody else has waited
+    /// long enough: a transfer whose peer is as fast as we are would go on and on here.
     fn advance(&mut self) -> Result<()> {
         let mut fruitful = true;
-        loop {
+        for _ in 0..ROUNDS_MAX {
             fruitful |= self.reap()?;
             self.stage();
             let Some(ring) = self.ring.as_mut() else {
@@ -222,6 +226,9 @@ impl UringBackend {
                 return Ok(());
             }
         }
+        // Whoever turns comes back at once.
+        self.signal.nudge();
+        Ok(())
     }
 
     /// Makes the ring, or makes it anew if another thread turns it now.

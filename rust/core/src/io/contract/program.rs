@@ -200,7 +200,9 @@ pub fn a_stream_keeps_its_order(world: &World) {
     }
     out.extend(finish(&mut *backend));
     out.sort_by_key(|done| done.token);
-    let got = out.iter().map(|done| done.buffer.as_ref().unwrap().to_vec());
+    let got = out
+        .iter()
+        .map(|done| done.buffer.as_ref().unwrap().to_vec());
     assert_eq!(
         got.collect::<Vec<_>>(),
         [[b'a'; 10], [b'b'; 10], [b'c'; 10]]
@@ -228,7 +230,9 @@ pub fn a_cancel_leaves_the_line_in_order(world: &World) {
     ours.write_all(b"2244").unwrap();
     let mut rest = finish(&mut *backend);
     rest.sort_by_key(|done| done.token);
-    let got = rest.iter().map(|done| (done.token.0, &**done.buffer.as_ref().unwrap()));
+    let got = rest
+        .iter()
+        .map(|done| (done.token.0, &**done.buffer.as_ref().unwrap()));
     assert_eq!(got.collect::<Vec<_>>(), [(2, &b"22"[..]), (4, b"44")]);
 }
 
