@@ -666,7 +666,8 @@ class IoEngine:
         Receives on one socket are served in the order of the calls, sends likewise.
 
         Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
-        deadline passes. What is on its way when a receive is cancelled may be lost too.
+        deadline passes. What is on its way when any receive is cancelled is lost too: to bound one,
+        use *timeout_s*, not `asyncio.timeout`.
 
         Raises:
             EndOfStream: If the peer ended the stream first.

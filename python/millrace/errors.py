@@ -31,10 +31,7 @@ class Error(Exception):
         self.facts: dict[str, int | str] = facts
         # What the operating system said, here or in the error that came first.
         self.errno: int | None = self._number("errno")
-        if isinstance(self, OSError) and self.errno is not None:
-            # What code looks at that was written for Python's own files.
-            self.strerror = os.strerror(self.errno)
-            self.filename = self._text("path")
+        _fill_in(self, self.errno, self._text("path"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What `OSError` keeps outside of the dictionary is made again from the facts.
@@ -307,8 +304,13 @@ class AbandonedError(Error):
     """The engine gave up waiting for the kernel. The outcome is unknown; open again to see."""
 
 
-def _remade(
-    kind: type[Error], args: tuple[object, ...], facts: dict[str, int | str]
-) -> Error:  # for pickle and copy
-    """Make an exception again from its parts."""
+def _fill_in(error: Exception, errno: int | None, path: str | None) -> None:
+    """Tell what code looks at that was written for Python's own files."""
+    if isinstance(error, OSError) and errno is not None:
+        error.strerror = os.strerror(errno)
+        error.filename = path
+
+
+def _remade(kind: type[Error], args: tuple[str, ...], facts: dict[str, int | str]) -> Error:
+    """Make an exception again from its parts, for pickle and copy."""
     return kind(*args, **facts)

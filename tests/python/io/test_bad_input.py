@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from io_engines import Engines
+    from typing_extensions import Buffer
 
     Call = Callable[[Any, Any, Path], object]
 
@@ -162,7 +163,8 @@ def test_more_memory_than_there_is(any_engine: Engines, tmp_path: Path) -> None:
             left, right = socket.socketpair()
             with left, right:
                 async with io.open(tmp_path / "f", "w+") as file:
-                    for data in (huge, [b"x", huge], [huge] * 3):
+                    several: list[Buffer | list[Buffer]] = [huge, [b"x", huge], [huge] * 3]
+                    for data in several:
                         with pytest.raises(TooLargeError):
                             io.write_at(file, data, 0)
                         with pytest.raises(TooLargeError):

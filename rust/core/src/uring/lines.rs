@@ -58,15 +58,12 @@ impl Lines {
 
     /// The one before is over: who follows it?
     fn follow(&mut self, place: Place) -> Option<Flight> {
-        let next = self.lines.get_mut(&place)?.pop_front();
-        match &next {
-            Some(flight) => self.places.remove(&flight.token()),
-            None => {
-                self.lines.remove(&place);
-                None
-            }
+        let Some(next) = self.lines.get_mut(&place)?.pop_front() else {
+            self.lines.remove(&place);
+            return None;
         };
-        next
+        self.places.remove(&next.token());
+        Some(next)
     }
 
     /// Takes one out of its line.
