@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from socket import socket
 from types import GenericAlias, TracebackType
-from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, TypeVarTuple, final
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar, TypeVarTuple, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -39,6 +39,7 @@ __all__ = [
     "check_settings",
     "cleanup_done",
     "cleanup_report",
+    "close_engines",
     "come_back_by_bridge",
     "come_back_by_port",
     "end_bridge",
@@ -542,7 +543,8 @@ class IoEngine:
         """
         Read *length* bytes of *file* from *offset*.
 
-        What the page cache has is there when the call returns, and awaiting it does not suspend.
+        Up to 64 KiB that the page cache has are there when the call returns, as a rule, and
+        awaiting them does not suspend.
 
         Cancelling gives the read up. Nothing is changed by it.
 
@@ -633,8 +635,8 @@ class IoEngine:
         Make what was written to *file* durable.
 
         With *data_only* times and the like are left out, but never what is needed to read the
-        data back. After a failed sync the kernel may have dropped what it could not write: do
-        not try again, write again.
+        data back. Writes that were not awaited before may not be covered. After a failed sync the
+        kernel may have dropped what it could not write: do not try again, write again.
 
         Cancelling stops the waiting, not the sync.
         """
@@ -654,6 +656,8 @@ class IoEngine:
         Raises:
             TypeError: If *sock* is no `socket.socket`, or speaks TLS.
 
+            ValueError: If it is no stream socket.
+
             IoTimeout: If the deadline passed; some of it may have been sent.
         """
 
@@ -668,8 +672,11 @@ class IoEngine:
         """
         Receive up to *length* bytes from a connected socket, or with *exact* as many.
 
+        Receives on one socket are served in the order of the calls, sends likewise.
+
         Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
-        deadline passes.
+        deadline passes. What is on its way when any receive is cancelled is lost too: to bound one,
+        use *timeout_s*, not `asyncio.timeout`.
 
         Raises:
             EndOfStream: If the peer ended the stream first.
@@ -685,7 +692,7 @@ class IoEngine:
         timeout_s: float | None = None,
     ) -> Operation[None]:
         """
-        Reserve space for the first *length* bytes of *file*.
+        Reserve space for the first *length* bytes of *file*, which is as long afterwards at least.
 
         Cancelling stops the waiting, not the reservation.
         """
@@ -762,8 +769,8 @@ class IoEngine:
         """Name, reason and hint of the backend."""
 
     @property
-    def _state(self) -> IoState:
-        """`open`, `closed`, or `failed` after a defect."""
+    def _state(self) -> IoState | Literal["forked"]:
+        """`open`, `closing`, `closed`, or `failed` after a defect; `forked` in a child."""
 
     def _statistics_report(self) -> dict[str, Any]:
         """Return the fields of `IoStatistics`."""
@@ -902,6 +909,14 @@ def verify_log(path: str) -> Future[dict[str, Any]]:
 
 def repair_log(path: str, lock_timeout_s: float) -> Future[dict[str, Any]]:
     """Repair a log; the result has the fields of `RepairReport`."""
+
+def close_engines(timeout_s: float) -> None:
+    """
+    Close every I/O engine of this process that is not over.
+
+    Waits for them and for those that were dropped: *timeout_s* for all together, and a little for
+    what is cancelled then.
+    """
 
 def end_bridge(timeout_s: float) -> None:
     """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""

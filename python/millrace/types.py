@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Durability = Literal["durable", "committed", "appended"]
 LogState = Literal["open", "read_only", "closed", "failed"]
-IoState = Literal["open", "closed", "failed"]
+IoState = Literal["open", "closing", "closed", "failed"]
 BackendName = Literal["uring", "uring-plain", "threads"]
 
 
@@ -334,7 +334,8 @@ class IoStatistics:
     What an I/O engine did so far.
 
     Args:
-        state: `open`, `closed`, or `failed` after a defect.
+        state: `open`, `closing` while what was accepted is served, `closed`, or `failed` after a
+            defect.
 
         backend: What it runs on.
 

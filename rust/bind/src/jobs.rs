@@ -39,6 +39,11 @@ pub trait Answering: Send + Sync {
     /// The answer, if it is there. After a wake without an answer the waiter subscribes again.
     fn answer(&self) -> Option<Answer>;
 
+    /// A loop begins to wait for the answer; called on its thread before it subscribes.
+    fn on_wait(&self, _py: Python<'_>) -> PyResult<()> {
+        Ok(())
+    }
+
     /// Asks for one wake when the answer is there. False: it may be there already.
     fn subscribe(&self, waker: Waker) -> bool;
 

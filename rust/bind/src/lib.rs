@@ -52,7 +52,7 @@ mod _core {
         check::{repair_log, verify_log},
         cleanup::{cleanup_done, cleanup_report},
         gc::{EpochGC, EpochPin},
-        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine},
+        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine, close_engines},
         log::Log,
         open::{backend_info, check_settings, open_log},
         operation::Operation,

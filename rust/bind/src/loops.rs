@@ -364,6 +364,9 @@ impl LoopPort {
                 job.withdraw();
             }
         }
+        for visit in &state.visits {
+            visit.lose_timer();
+        }
         let heralds = std::mem::take(&mut state.heralds);
         drop(state);
         if !heralds.is_empty() {
@@ -411,7 +414,9 @@ impl Drain {
         let jobs = state.jobs.values().map(|(_, future)| future);
         waiting
             .chain(jobs)
-            .try_for_each(|future| visit.call(future))
+            .try_for_each(|future| visit.call(future))?;
+        let mut visits = state.visits.iter();
+        visits.try_for_each(|one| one.traverse(&visit))
     }
 
     fn __clear__(&self) {

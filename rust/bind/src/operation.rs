@@ -297,6 +297,7 @@ fn begin(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
                 return Ok(Step::Ready(answer(py)?.into_bound(py)));
             }
             let here = current::here(py)?;
+            job.on_wait(py)?;
             let future = here.future.clone().unbind();
             here.port().wait_job(&job, future);
             let hold = job.can_withdraw().then_some(Hold::Job(job));

@@ -220,10 +220,7 @@ fn read(fd: RawFd, into: &mut [u8], offset: u64) -> Result<usize> {
     while done < into.len() {
         let end = into.len().min(done + TRANSFER_MAX);
         let at = offset + done as u64;
-        match told(
-            retry(|| sys::read_at(fd, &mut into[done..end], at)),
-            "pread",
-        )? {
+        match told(retry(|| sys::read_at(fd, &mut into[done..end], at)), "read")? {
             0 => break,
             count => {
                 tally::moved(count, end - done);
@@ -259,7 +256,7 @@ fn write_all(from: &[u8], mut call: impl FnMut(&[u8], u64) -> Sys<usize>) -> Res
     let mut done = 0;
     while done < from.len() {
         let end = from.len().min(done + TRANSFER_MAX);
-        match told(retry(|| call(&from[done..end], done as u64)), "pwrite")? {
+        match told(retry(|| call(&from[done..end], done as u64)), "write")? {
             0 => return Err(no_progress(done, from.len())),
             count => {
                 tally::moved(count, end - done);
@@ -479,7 +476,7 @@ fn lock(file: &File, take: impl Fn(RawFd) -> Sys<()>) -> Result<()> {
 }
 
 /// As [`retry`], where "try again" is an answer.
-fn retry_interrupted<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
+pub(super) fn retry_interrupted<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
     for _ in 0..INTERRUPTIONS_MAX {
         match call() {
             Err(Errno(libc::EINTR)) => {}

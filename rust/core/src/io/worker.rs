@@ -9,7 +9,8 @@
 //!    file, buffer and lock alive; when the kernel lets go of it, so does the thread.
 //! 3. A request is in exactly one of: waiting, being carried out, done, handed out.
 //! 4. With two threads or more, bulk transfers never occupy all of them: whoever waits for
-//!    durability finds one free, or waits only behind others of his kind.
+//!    durability finds one free, or waits only behind others of his kind. Neither do these, while
+//!    bulk waits.
 
 use std::{
     collections::VecDeque,
@@ -71,10 +72,14 @@ struct State {
 impl State {
     /// The next request that a free thread may begin.
     fn next(&mut self, bulk_max: usize) -> Option<Request> {
-        if let Some(request) = self.urgent.pop_front() {
+        let bulk = self.busy.iter().filter(|(_, _, bulk)| *bulk).count();
+        let urgent = self.busy.len() - bulk;
+        let yields = urgent >= bulk_max && !self.bulk.is_empty();
+        if !(yields && bulk < bulk_max && !planted!("workers_urgent_takes_all"))
+            && let Some(request) = self.urgent.pop_front()
+        {
             return Some(request);
         }
-        let bulk = self.busy.iter().filter(|(_, _, bulk)| *bulk).count();
         if bulk < bulk_max || planted!("workers_no_reserve") {
             return self.bulk.pop_front();
         }
@@ -325,5 +330,21 @@ mod tests {
         state.begin(&urgent);
         state.end(refused(read(0)));
         assert_eq!(state.next(3).map(|request| request.token), Some(Token(3)));
+    }
+
+    #[test]
+    fn syncs_never_occupy_every_thread_while_bulk_waits() {
+        // However many wait for durability, one thread of four goes on with the rest.
+        let mut state = State::default();
+        state.urgent.extend((0..10).map(sync));
+        state.bulk.push_back(read(20));
+        let mut taken = Vec::new();
+        for _ in 0..5 {
+            let request = state.next(3).unwrap();
+            state.begin(&request);
+            taken.push(request.token.0);
+        }
+        // Without bulk that waits, there is nobody to leave a thread to.
+        assert_eq!(taken, [0, 1, 2, 20, 3]);
     }
 }

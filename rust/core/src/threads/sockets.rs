@@ -185,6 +185,7 @@ impl Sockets {
                         exact,
                     });
                     self.wait_for(token, number);
+                    self.begin(number, out);
                 }
                 Err(error) => answer(Some(buffer), Err(error)),
             },
@@ -217,6 +218,18 @@ impl Sockets {
             watched: 0,
         });
         Ok((number, line))
+    }
+
+    /// The first receive in line is tried at once. Most of all it may be refused: what a socket that
+    /// listens says to it, the watched set would not tell.
+    fn begin(&mut self, number: RawFd, out: &mut Vec<Finished>) {
+        let first = |line: &Line| line.receives.len() == 1;
+        if self.lines.get(&number).is_some_and(first) {
+            self.serve_one(number, libc::EPOLLIN.cast_unsigned(), out);
+            if self.lines.get(&number).is_some_and(Line::is_forgotten) {
+                self.lines.remove(&number);
+            }
+        }
     }
 
     fn wait_for(&mut self, token: Token, number: RawFd) {
@@ -354,6 +367,11 @@ impl Line {
             libc::EPOLLOUT
         };
         (receives | sends).cast_unsigned()
+    }
+
+    /// Empty, and not in the watched set.
+    fn is_forgotten(&self) -> bool {
+        self.is_empty() && self.watched == 0
     }
 
     fn is_empty(&self) -> bool {

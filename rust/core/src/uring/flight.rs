@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
+use super::lines::Place;
 use crate::{
     error::{Error, Result},
     io::{
@@ -236,6 +237,16 @@ impl Flight {
 
     pub(super) fn class(&self) -> Class {
         self.class
+    }
+
+    /// Which direction of a socket it needs for itself, if any.
+    pub(super) fn place(&self) -> Option<Place> {
+        let fd = self.file.fd()?;
+        match self.work {
+            Work::Send => Some(Place { fd, sends: true }),
+            Work::Recv { .. } => Some(Place { fd, sends: false }),
+            _ => None,
+        }
     }
 
     pub(super) fn is_background(&self) -> bool {
