@@ -118,10 +118,12 @@ impl<W: Work + 'static> Collector<W> {
     /// Tells the observer of pins held for too long, each once. The tick does it by itself.
     pub fn look_for_stalls(&self, now: Mono) {
         let inner = &*self.0;
+        // Looked at without an observer, too: a participant's pin ages from when it was first seen.
+        let stalled = inner.domain.stalled(now, inner.settings.stall_after);
         let Some(observer) = inner.observer.get() else {
             return;
         };
-        for pin in inner.domain.stalled(now, inner.settings.stall_after) {
+        for pin in stalled {
             observer.stalled(&pin);
         }
     }
