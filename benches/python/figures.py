@@ -37,6 +37,8 @@ class Figure:
     @property
     def verdict(self) -> str:
         """Say whether the aim was met."""
+        if self.aim == "reported":
+            return ""
         return "met" if self.is_met else "**missed**"
 
     def text(self) -> str:
