@@ -160,6 +160,18 @@ pub(crate) fn direct_alignment(fd: RawFd) -> Option<(u32, u32)> {
     (told && memory > 0 && offset > 0).then_some((memory, offset))
 }
 
+/// How many names an open file has, as far as is known without asking anybody.
+pub(crate) fn links(fd: RawFd) -> Option<u32> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    let wanted = libc::STATX_NLINK;
+    // SAFETY: the empty string is terminated, `stat` is writable and large enough.
+    check(unsafe { libc::statx(fd, c"".as_ptr(), flags, wanted, stat.as_mut_ptr()) }).ok()?;
+    // SAFETY: the structure is plain numbers and was zeroed before the call.
+    let stat = unsafe { stat.assume_init() };
+    (stat.stx_mask & wanted != 0).then_some(stat.stx_nlink)
+}
+
 pub(crate) fn flags(fd: RawFd) -> Sys<c_int> {
     // SAFETY: plain numbers.
     check(unsafe { libc::fcntl(fd, libc::F_GETFL) })

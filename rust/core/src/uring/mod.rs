@@ -40,7 +40,10 @@ use crate::{
     fork::Origin,
     io::{
         Backend, Cancelled, Class, Durability, Effort, File, Finished, Leftovers, Request, Token,
-        Wait, Wake, execute, signal::Signal, tally, worker::Workers,
+        Wait, Wake, execute,
+        signal::Signal,
+        tally,
+        worker::{Workers, refused},
     },
 };
 
@@ -49,6 +52,7 @@ mod disk;
 mod flight;
 mod guests;
 mod lines;
+mod names;
 mod poison;
 mod probe;
 mod ring;
@@ -60,6 +64,7 @@ pub(crate) mod tests;
 pub use disk::UringDisk;
 use flight::{Flight, Step, Way};
 use lines::Lines;
+use names::Offer;
 pub use probe::{Reason, Refusal};
 use ring::{Patience, Ring, Setup};
 use table::{BELL, CANCEL, Key, Table};
@@ -115,6 +120,10 @@ struct UringBackend {
     keys: HashMap<Token, Key>,
     /// Flights that wait for another one on the same socket.
     lines: Lines,
+    /// What the ring does about names.
+    offer: Offer,
+    /// Flights about names that workers of the kernel carry out.
+    names_at_workers: usize,
     /// Turned by threads that may end before the requests they submitted.
     guest: bool,
     /// This thread must not wait: neither for the kernel to have room, nor in plain calls.
@@ -272,7 +281,11 @@ impl UringBackend {
             }
         }
         while let Some(request) = self.next_fresh() {
-            match Flight::sort(request, self.guest) {
+            let way = match Flight::sort(request, self.guest) {
+                Way::Calls(request) => names::sort(request, self.offer, self.names_at_workers),
+                other => other,
+            };
+            match way {
                 Way::Answered(finished) => self.ready.push(finished),
                 Way::Calls(request) => self.call(request),
                 Way::Ring(flight) => {
@@ -400,6 +413,7 @@ impl UringBackend {
         match step {
             Step::Again => self.again.push_back(key),
             Step::Later(pause) => self.later.push((self.clock.now().after(pause), key)),
+            Step::Calls => self.leave_to_threads(key),
             Step::Over(result) => {
                 if let Some(flight) = self.let_off(key) {
                     self.ready.push(flight.finish(result));
@@ -408,6 +422,16 @@ impl UringBackend {
             Step::Impossible(what) => return Err(impossible(what, key, answer)),
         }
         Ok(())
+    }
+
+    /// The ring could not do it without waiting.
+    fn leave_to_threads(&mut self, key: Key) {
+        let request = self.let_off(key).and_then(Flight::into_request);
+        match request {
+            Some(request) if self.closed => self.ready.push(refused(request)),
+            Some(request) => self.call(request),
+            None => {}
+        }
     }
 
     /// Waits for an answer, a wake or a nudge. The sleep was announced.
