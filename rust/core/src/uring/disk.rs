@@ -67,7 +67,6 @@ impl UringDisk {
     #[must_use]
     pub fn for_guests(mut self) -> Self {
         self.guest = true;
-        self.offer = self.offer.without_workers();
         self.with_plain_ring()
     }
 
@@ -122,7 +121,6 @@ impl UringDisk {
             keys: HashMap::new(),
             lines: Lines::default(),
             offer: self.offer,
-            names_at_workers: 0,
             guest: self.guest,
             calls: VecDeque::new(),
             ready: Vec::new(),

@@ -274,11 +274,6 @@ impl Flight {
         }
     }
 
-    /// Whether a worker of the kernel is busy with a name for it.
-    pub(super) fn has_worker(&self) -> bool {
-        self.named.as_ref().is_some_and(|named| named.has_worker())
-    }
-
     /// The request, for a thread to carry out; none if it is over.
     pub(super) fn into_request(self) -> Option<Request> {
         let op = self.named.and_then(|named| named.into_op())?;
@@ -345,7 +340,7 @@ impl Flight {
                 sync.flags(types::FsyncFlags::DATASYNC).build()
             }
             Work::Sync => opcode::Fsync::new(self.fd()).build(),
-            Work::Name => match self.named.as_mut() {
+            Work::Name => match self.named.as_ref() {
                 Some(named) => named.entry(),
                 None => opcode::Nop::new().build(),
             },

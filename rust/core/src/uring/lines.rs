@@ -90,7 +90,6 @@ impl UringBackend {
 
     fn seat(&mut self, flight: Flight) -> Key {
         self.background_in_ring |= flight.is_background();
-        self.names_at_workers += usize::from(flight.has_worker());
         let (token, named) = (flight.token(), flight.class() == Class::Program);
         let key = self.table.insert(flight);
         if named {
@@ -104,7 +103,6 @@ impl UringBackend {
     pub(super) fn let_off(&mut self, key: Key) -> Option<Flight> {
         let flight = self.table.remove(key)?;
         self.background_in_ring &= !flight.is_background();
-        self.names_at_workers -= usize::from(flight.has_worker());
         if flight.class() == Class::Program {
             self.keys.remove(&flight.token());
         }

@@ -53,6 +53,8 @@ mod flight;
 mod guests;
 mod lines;
 mod names;
+#[cfg(test)]
+mod names_tests;
 mod poison;
 mod probe;
 mod ring;
@@ -122,8 +124,6 @@ struct UringBackend {
     lines: Lines,
     /// What the ring does about names.
     offer: Offer,
-    /// Flights about names that workers of the kernel carry out.
-    names_at_workers: usize,
     /// Turned by threads that may end before the requests they submitted.
     guest: bool,
     /// This thread must not wait: neither for the kernel to have room, nor in plain calls.
@@ -282,7 +282,7 @@ impl UringBackend {
         }
         while let Some(request) = self.next_fresh() {
             let way = match Flight::sort(request, self.guest) {
-                Way::Calls(request) => names::sort(request, self.offer, self.names_at_workers),
+                Way::Calls(request) => names::sort(request, self.offer),
                 other => other,
             };
             match way {

@@ -37,6 +37,14 @@ mod plain {
     crate::contract_tests!(world);
 }
 
+/// As on a kernel that does not offer what is about names.
+mod apart {
+    fn world(name: &str) -> super::World {
+        super::world_of(super::disk().without_names(), name)
+    }
+    crate::contract_tests!(world);
+}
+
 mod guests {
     fn world(name: &str) -> super::World {
         super::world_of(super::disk().for_guests(), name)
