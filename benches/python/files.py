@@ -6,7 +6,8 @@ from round to round. Every cell checks what it read. A contender that is not ins
 cannot do what is asked here, is a missing row.
 
     python benches/python/files.py            five rounds, about twelve minutes
-    python benches/python/files.py --quick    three short rounds, about two minutes
+    python benches/python/files.py --quick    three short rounds, about three minutes
+    python benches/python/files.py --names    only what is about names
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from files_cells import fill, run_cell
 from millrace.cli.machine import facts
+from names_cells import fill_names, run_names
 from table import Spread, Table, ratio
 
 if TYPE_CHECKING:
@@ -40,7 +42,10 @@ OURS = ("millrace", "millrace, loop driver")
 CAIO = ("caio", "caio, deferred")
 COLD = (*OURS, "fio", *CAIO, "aiofiles", "threads")
 CACHED = (*OURS, "os.pread", *CAIO, "aiofiles", "threads")
+NAMES = (*OURS, "millrace on threads", "os", "aiofiles", "threads")
+NAME_WORK = ("stat", "open")
 DEPTHS = (16, 64, 256)
+NAME_DEPTHS = (1, 16, 64)
 
 
 @dataclass(frozen=True)
@@ -67,17 +72,26 @@ def cells(plan: Plan, work: Path) -> Iterator[list[Job]]:
         yield [{**cold, "workload": "cold", "tasks": depth, "contender": who} for who in COLD]
     for tasks in (1, 16):
         yield [{**cached, "workload": "cached", "tasks": tasks, "contender": w} for w in CACHED]
+    yield from name_cells(plan, work)
     for who in OURS:
         yield [{"workload": "late", "tasks": 10_000, "contender": who}]
         yield [{"workload": "expire", "tasks": 10_000, "contender": who, "seconds": 2.0}]
         yield [{"workload": "idle", "tasks": 0, "contender": who, "seconds": plan.idle_s}]
 
 
-def measure(plan: Plan, work: Path) -> list[dict[str, Any]]:
+def name_cells(plan: Plan, work: Path) -> Iterator[list[Job]]:
+    """Yield the groups of cells about names."""
+    names = {"seconds": plan.seconds / 2, "path": str(work / "names")}
+    for what in NAME_WORK:
+        for tasks in NAME_DEPTHS:
+            yield [{**names, "workload": what, "tasks": tasks, "contender": w} for w in NAMES]
+
+
+def measure(plan: Plan, work: Path, only_names: bool) -> list[dict[str, Any]]:
     """Run every cell in every round, each in a process of its own."""
     rows = []
     for number in range(plan.rounds):
-        for group in cells(plan, work):
+        for group in (name_cells if only_names else cells)(plan, work):
             random.Random(number).shuffle(group)
             for job in group:
                 result = spawn(job)
@@ -168,6 +182,16 @@ def cached_figures(table: Table, who: str) -> Iterator[Figure]:
     yield most("of 4096, suspended beyond one in 128", suspended, count, 0)
 
 
+def name_figures(table: Table, who: str) -> Iterator[Figure]:
+    """Yield what stats and openings cost against a hop to a thread, and against aiofiles."""
+    for what, case in zip(NAME_WORK, ("stat of a path", "open, stat and close"), strict=True):
+        for tasks in NAME_DEPTHS:
+            mine = table.by_round(what, who, tasks, "per_s")
+            for peer in ("millrace on threads", "aiofiles"):
+                found = ratio(mine, table.by_round(what, peer, tasks, "per_s"))
+                yield told(f"{case}, {tasks} at once ({who}), against {peer}", found, times)
+
+
 def waiting_figures(table: Table, who: str) -> Iterator[Figure]:
     """Yield what deadlines and idling are held to."""
     for workload, place in (("late", "the engine"), ("expire", "Python")):
@@ -196,6 +220,8 @@ def figures(table: Table) -> Iterator[Figure]:
     for who in OURS:
         yield from cached_figures(table, who)
     for who in OURS:
+        yield from name_figures(table, who)
+    for who in OURS:
         yield from waiting_figures(table, who)
 
 
@@ -212,10 +238,10 @@ def aims(table: Table) -> Iterator[str]:
 
 
 def comparison(
-    table: Table, workload: str, many: tuple[int, ...], names: tuple[str, ...]
+    table: Table, workload: str, many: tuple[int, ...], names: tuple[str, ...], unit: str = "reads"
 ) -> Iterator[str]:
     """Yield the rows of a table of all contenders."""
-    yield "| reads/s (CPU for each) | " + " | ".join(f"{one} at once" for one in many) + " |"
+    yield f"| {unit}/s (CPU for each) | " + " | ".join(f"{one} at once" for one in many) + " |"
     yield "| --- |" + " ---: |" * len(many)
     for name in names:
         cells_of = []
@@ -271,6 +297,16 @@ which makes it slower on two processors; `deferred` is its own way to submit onc
 of caio and aiofiles is not aligned, as O_DIRECT asks: their cold reads go through the page cache,
 emptied of the file before, and so find some blocks there that they have read already.
 
+## Names: stat of a path that the kernel knows
+
+{chr(10).join(comparison(table, "stat", NAME_DEPTHS, NAMES, "stats"))}
+
+## Names: open to read, stat of what is open, and close
+
+{chr(10).join(comparison(table, "open", NAME_DEPTHS, NAMES, "rounds"))}
+
+`os` is a plain loop with no event loop; `threads` is a hop to a thread of a pool for each call.
+
 ## Missing
 
 {chr(10).join(missing)}
@@ -287,13 +323,15 @@ def main() -> None:
     """Measure and report, or run a single cell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--quick", action="store_true", help="shorter cells, about two minutes")
+    parser.add_argument("--names", action="store_true", help="only the cells about names")
     parser.add_argument("--rounds", type=int, help="at least three for a report to be believed")
     parser.add_argument("--out", type=Path, default=ROOT / "benches" / "report")
     parser.add_argument("--work", type=Path, help="where the files lie; a disk, not a tmpfs")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
-        print(json.dumps(run_cell(json.loads(options.cell))))
+        job = json.loads(options.cell)
+        print(json.dumps((run_names if job["workload"] in NAME_WORK else run_cell)(job)))
         return
     plan = QUICK if options.quick else FULL
     if options.rounds:
@@ -303,11 +341,13 @@ def main() -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=options.work or build) as name:
         work = Path(name)
-        fill(work / "cold", plan.cold_bytes)
-        fill(work / "cached", CACHED_BYTES)
+        fill_names(work / "names")
+        if not options.names:
+            fill(work / "cold", plan.cold_bytes)
+            fill(work / "cached", CACHED_BYTES)
         os.sync()
         machine = facts(work)
-        rows = measure(plan, work)
+        rows = measure(plan, work, options.names)
     print(write(plan, rows, machine, load, options.out).read_text(encoding="utf-8"))
 
 

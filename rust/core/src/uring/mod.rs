@@ -1,8 +1,9 @@
 //! The I/O contract on the kernel's ring.
 //!
-//! Transfers, syncs and reservations go through the ring. Names (opening, renaming, locks) are
-//! done by plain calls: foreground ones by the thread that polls, background ones by a worker
-//! thread, those of a program by a pool; the kernel would hand them to workers of its own anyway.
+//! Transfers, syncs and reservations go through the ring, and what a program asks about names as
+//! far as the kernel answers at once ([`names`]). Other names (renaming, locks) are done by plain
+//! calls: foreground ones by the thread that polls, background ones by a worker thread, those of a
+//! program by a pool; the kernel would hand them to workers of its own.
 //!
 //! ```text
 //! submit --> fresh --stage--> table, ring --enter--> kernel --reap--> finished
