@@ -91,6 +91,9 @@ pub enum Source {
     Job(Arc<dyn Answering>),
     /// Nothing: the value is known.
     Known(Py<PyAny>),
+    /// Nothing: awaiting calls `__enter__` of this, and does not yield after that, so that no
+    /// cancellation comes between what was entered and who leaves it.
+    Entering(Py<PyAny>),
 }
 
 impl Source {
@@ -98,7 +101,7 @@ impl Source {
         match self {
             Self::InLine { .. } => true,
             Self::Job(job) => job.can_withdraw(),
-            Self::Mark { .. } | Self::Known(_) => false,
+            Self::Mark { .. } | Self::Known(_) | Self::Entering(_) => false,
         }
     }
 }
@@ -146,6 +149,8 @@ struct InLine {
 /// What starting to wait came to.
 enum Step<'py> {
     Ready(Bound<'py, PyAny>),
+    /// Ready, and not to be yielded on.
+    Now(Bound<'py, PyAny>),
     Wait(Bound<'py, PyAny>, Option<Hold>),
 }
 
@@ -184,6 +189,7 @@ impl Operation {
     fn step(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self.take() {
             State::Fresh(source) | State::Begun(source) => match start(py, source)? {
+                Step::Now(value) => Err(stop(value.unbind())),
                 Step::Ready(value) if is_fair() => Err(stop(value.unbind())),
                 Step::Ready(value) => {
                     self.put(State::Yielded(value.unbind()));
@@ -253,17 +259,17 @@ fn free(pending: &PendingAppend) {
 
 /// What `await` iterates over: the loop's own future, or an iterator that is done.
 pub fn iterate(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
-    match start(py, source)? {
-        Step::Ready(value) => {
-            let done = Done {
-                value: value.unbind(),
-                must_yield: !is_fair(),
-                yielded: AtomicBool::new(false),
-            };
-            Ok(Bound::new(py, done)?.into_any())
-        }
-        Step::Wait(future, _) => Ok(future.try_iter()?.into_any()),
-    }
+    let (value, must_yield) = match start(py, source)? {
+        Step::Ready(value) => (value, !is_fair()),
+        Step::Now(value) => (value, false),
+        Step::Wait(future, _) => return Ok(future.try_iter()?.into_any()),
+    };
+    let done = Done {
+        value: value.unbind(),
+        must_yield,
+        yielded: AtomicBool::new(false),
+    };
+    Ok(Bound::new(py, done)?.into_any())
 }
 
 fn start(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
@@ -300,6 +306,10 @@ fn begin(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
             Ok(Step::Wait(here.future, hold))
         }
         Source::Known(value) => Ok(Step::Ready(value.into_bound(py))),
+        Source::Entering(held) => {
+            let entered = held.bind(py).call_method0(intern!(py, "__enter__"))?;
+            Ok(Step::Now(entered))
+        }
     }
 }
 
@@ -444,13 +454,13 @@ impl Operation {
     /// A task that steps an operation is held by it, by way of the future: a cycle when the loop
     /// is gone.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // The collector runs on a thread that may hold the state; then nothing is garbage yet.
+        // Locked only by attached threads, and never across a Python call: this never fails.
         let Ok(state) = self.state.try_lock() else {
             return Ok(());
         };
         match &*state {
-            State::Fresh(Source::Known(held))
-            | State::Begun(Source::Known(held))
+            State::Fresh(Source::Known(held) | Source::Entering(held))
+            | State::Begun(Source::Known(held) | Source::Entering(held))
             | State::Waiting { future: held, .. }
             | State::Yielded(held) => visit.call(held),
             State::Fresh(_) | State::Begun(_) | State::Spent => Ok(()),

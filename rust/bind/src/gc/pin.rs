@@ -1,20 +1,28 @@
 //! A pin as Python holds it: a context manager, entered as often as one likes.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    thread::ThreadId,
+};
 
 use millrace_core::{epoch::OwnedPin, sync::lock};
-use pyo3::{exceptions::PyRuntimeError, prelude::*, types::PyTuple};
+use pyo3::{
+    PyTraverseError, PyVisit,
+    exceptions::{PyResourceWarning, PyRuntimeError},
+    prelude::*,
+    types::PyTuple,
+};
 
-use super::calls::Calls;
+use super::{EpochGC, call::unharmed, calls::Calls};
 use crate::{
-    error,
+    door, error,
     operation::{Operation, Source},
 };
 
 /// While it is entered, nothing deferred after that runs. Made by `EpochGC.pin`.
 #[pyclass(frozen, module = "millrace._core")]
 pub struct EpochPin {
-    calls: Arc<Calls>,
+    gc: Py<EpochGC>,
     label: Option<String>,
     held: Mutex<Held>,
 }
@@ -23,32 +31,44 @@ pub struct EpochPin {
 struct Held {
     /// How often it was entered and not yet left.
     depth: usize,
-    pin: Option<OwnedPin>,
+    pin: Option<(OwnedPin, ThreadId)>,
 }
 
 impl EpochPin {
-    pub(super) fn new(calls: &Arc<Calls>, label: Option<String>) -> Self {
+    pub(super) fn new(gc: &Bound<'_, EpochGC>, label: Option<String>) -> Self {
         Self {
-            calls: Arc::clone(calls),
+            gc: gc.clone().unbind(),
             label,
             held: Mutex::default(),
         }
     }
 
-    fn enter(&self, py: Python<'_>) -> PyResult<()> {
-        let checked = self.calls.origin.check();
+    fn calls(&self) -> &Arc<Calls> {
+        self.gc.get().calls()
+    }
+
+    fn checked(&self, py: Python<'_>) -> PyResult<&Arc<Calls>> {
+        let calls = self.calls();
+        let checked = calls.origin.check();
         checked.map_err(|failed| error::raise(py, &failed))?;
+        Ok(calls)
+    }
+
+    fn enter(&self, py: Python<'_>) -> PyResult<()> {
+        let calls = self.checked(py)?;
         let mut held = lock(&self.held);
         if held.depth == 0 {
-            held.pin = Some(self.calls.collector.pin(self.label.as_deref()));
+            // What was deferred before has been unlinked before: we cannot find it.
+            calls.collector.seal();
+            let pin = calls.collector.pin(self.label.as_deref());
+            held.pin = Some((pin, calls.note_pinner()));
         }
         held.depth += 1;
         Ok(())
     }
 
     fn leave(&self, py: Python<'_>) -> PyResult<()> {
-        let checked = self.calls.origin.check();
-        checked.map_err(|failed| error::raise(py, &failed))?;
+        let calls = self.checked(py)?;
         let ended = {
             let mut held = lock(&self.held);
             let Some(depth) = held.depth.checked_sub(1) else {
@@ -57,9 +77,14 @@ impl EpochPin {
             held.depth = depth;
             if depth == 0 { held.pin.take() } else { None }
         };
-        drop(ended);
-        Ok(())
+        ended.map_or(Ok(()), |ended| end(py, calls, ended))
     }
+}
+
+fn end(py: Python<'_>, calls: &Arc<Calls>, (pin, thread): (OwnedPin, ThreadId)) -> PyResult<()> {
+    calls.forget_pinner(thread);
+    drop(pin);
+    calls.after_unpin(py)
 }
 
 #[pymethods]
@@ -75,10 +100,11 @@ impl EpochPin {
         self.leave(py)
     }
 
+    /// Enter it, when awaited.
     fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Operation> {
-        slf.get().enter(slf.py())?;
-        let known = Source::Known(slf.into_any().unbind());
-        Ok(Operation::quiet("pin", known))
+        slf.get().checked(slf.py())?;
+        let entering = Source::Entering(slf.into_any().unbind());
+        Ok(Operation::quiet("pin", entering))
     }
 
     #[pyo3(signature = (*exc_info))]
@@ -104,17 +130,38 @@ impl EpochPin {
         let label = self.label.as_deref().unwrap_or("");
         let held = lock(&self.held);
         match &held.pin {
-            Some(pin) => format!("<millrace.EpochPin {label:?} epoch={}>", pin.epoch()),
+            Some((pin, _)) => format!("<millrace.EpochPin {label:?} epoch={}>", pin.epoch()),
             None => format!("<millrace.EpochPin {label:?} not entered>"),
         }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.gc)
     }
 }
 
 impl Drop for EpochPin {
+    /// Dropped while it is entered it lets go, and says so, like a file.
     fn drop(&mut self) {
-        if self.calls.origin.is_forked_child() {
-            // Its slot is registered with threads that do not exist here.
-            std::mem::forget(lock(&self.held).pin.take());
+        let Some(held) = lock(&self.held).pin.take() else {
+            return;
+        };
+        if self.calls().origin.is_forked_child() {
+            // It is the parent's.
+            std::mem::forget(held);
+            return;
         }
+        door::attached(|py| {
+            let text = format!(
+                "a pin was dropped without being left: {:?}",
+                self.label.as_deref().unwrap_or("")
+            );
+            error::warn(py, &py.get_type::<PyResourceWarning>(), text);
+            unharmed(py, || {
+                if let Err(raised) = end(py, self.calls(), held) {
+                    raised.write_unraisable(py, None);
+                }
+            });
+        });
     }
 }

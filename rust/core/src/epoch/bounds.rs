@@ -188,6 +188,17 @@ impl Bounds {
         self.word.fetch_or(WAITING, Ordering::Relaxed);
     }
 
+    /// `waker` does not wait any more.
+    pub(super) fn forget(&self, waker: &Waker) {
+        lock(&self.waiting).retain(|waiting| !std::sync::Arc::ptr_eq(waiting, waker));
+    }
+
+    /// How many wait for room.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn waiters(&self) -> usize {
+        lock(&self.waiting).len()
+    }
+
     /// Takes no reservation from now on; those who wait for room are woken to hear it.
     pub(super) fn shut(&self) {
         self.word.fetch_or(SHUT, Ordering::Relaxed);

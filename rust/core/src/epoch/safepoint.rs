@@ -98,11 +98,7 @@ impl<W: Work + 'static> Collector<W> {
         run: impl FnMut(W, &mut Slip<'_>) -> Result<()>,
     ) -> Option<Mono> {
         let inner = &*self.0;
-        for pin in inner.domain.stalled(now, inner.settings.stall_after) {
-            if let Some(observer) = inner.observer.get() {
-                observer.stalled(&pin);
-            }
-        }
+        self.look_for_stalls(now);
         let budget = Budget {
             items: usize::MAX,
             time: inner.settings.max_batch_time,
@@ -117,6 +113,16 @@ impl<W: Work + 'static> Collector<W> {
         } else {
             now.after(inner.settings.advance_interval)
         })
+    }
+
+    /// Tells the observer of pins that stall, each once. A tick does it too.
+    pub fn look_for_stalls(&self, now: Mono) {
+        let inner = &*self.0;
+        for pin in inner.domain.stalled(now, inner.settings.stall_after) {
+            if let Some(observer) = inner.observer.get() {
+                observer.stalled(&pin);
+            }
+        }
     }
 
     /// Counts a batch of work that was carried off and run elsewhere.
@@ -177,9 +183,18 @@ impl<W: Work> Inner<W> {
     fn after_unpin(&self, load: Load, books: &Arc<dyn Books>) {
         // Relaxed: a flag on its own.
         let is_open = self.mode.load(Ordering::Relaxed) == OPEN;
-        if !is_open && let (Some(mut run), Some(mut limbo)) = (self.runner, try_lock(&self.limbo)) {
-            // Nobody may come after us.
-            self.collect(&mut limbo, Some(books), Budget::ALL, &mut run);
+        if !is_open && let Some(mut run) = self.runner {
+            // Nobody may come after us, so we wait for who collects and may have seen us pinned.
+            // Inside a handler the collection under way goes on.
+            let is_handler = self.running.load(Ordering::Relaxed) == this_thread();
+            let limbo = if is_handler {
+                try_lock(&self.limbo)
+            } else {
+                Some(lock(&self.limbo))
+            };
+            if let Some(mut limbo) = limbo {
+                self.collect(&mut limbo, Some(books), Budget::ALL, &mut run);
+            }
         } else if load.items >= self.settings.min_batch
             || self.bounds.is_near(load)
             || !self.settings.assist
@@ -216,6 +231,16 @@ impl<W: Work> Inner<W> {
 
     /// Seals what was pushed and finds out what is safe. Returns whether anything is.
     fn open_bags(&self, limbo: &mut Limbo<W>) -> bool {
+        self.seal(limbo);
+        if limbo.len() == 0 {
+            return false;
+        }
+        limbo.open_below(self.domain.safe());
+        limbo.ready() > 0
+    }
+
+    /// Seals what was pushed, and moves the global epoch past it.
+    pub(super) fn seal(&self, limbo: &mut Limbo<W>) {
         let early = planted!("epoch_seal_local").then_some(limbo.sealed_at);
         let mut is_new = false;
         // No more than what may be deferred at once: pushes that go on do not keep us here.
@@ -228,14 +253,9 @@ impl<W: Work> Inner<W> {
             let epoch = self.domain.seal_epoch();
             limbo.seal(early.unwrap_or(epoch));
         }
-        if limbo.len() == 0 {
-            return false;
-        }
-        if self.domain.epoch() <= limbo.sealed_at {
+        if limbo.len() > 0 && self.domain.epoch() <= limbo.sealed_at {
             self.domain.advance();
         }
-        limbo.open_below(self.domain.safe());
-        limbo.ready() > 0
     }
 
     /// Runs one batch of what is ready. Returns how many ran, and the time after.
