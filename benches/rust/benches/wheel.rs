@@ -5,7 +5,13 @@
 //! let everything expire, each from a thousand to ten million live timers. Before anything is
 //! measured, the bytes for each live timer are counted at the allocator.
 //!
-//! Deadlines are spread over a minute, in ticks of a millisecond.
+//! Random order has a control, `touch`: one number read and written for each timer, in memory as
+//! large and in an order as random. No structure whose timers lie in memory can cost less, so its
+//! growth from a thousand to ten million is the machine's, and what the wheel grows beyond it is
+//! the wheel's.
+//!
+//! Deadlines are spread over a minute, in ticks of a millisecond. Rounds of the contenders take
+//! turns; figures are medians of the rounds. Written as a table, for `benches/python/timers.py`.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -15,7 +21,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use millrace_core::{
     clock::Mono,
     wheel::{Key, TimeoutWheel},
@@ -45,10 +50,13 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const LIVE: [u64; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
+/// Filling a map takes longer than everything else here.
+const MAP_MAX: u64 = 1_000_000;
+const ROUNDS: usize = 3;
+/// Operations of a round at least.
+const OPERATIONS: u64 = 500_000;
 const SPREAD_NS: u64 = 60_000_000_000;
 const TICK: Duration = Duration::from_millis(1);
-/// Timers armed and cancelled between two looks at the clock.
-const BURST: u64 = 64;
 
 /// Numbers that repeat in every run.
 struct Numbers(u64);
@@ -102,6 +110,7 @@ fn shuffle<T>(items: &mut [T]) {
 }
 
 fn bytes_per_timer() {
+    let mut row = Vec::new();
     for live in LIVE {
         let before = TAKEN.load(Ordering::Relaxed);
         let mut numbers = Numbers(live);
@@ -111,122 +120,169 @@ fn bytes_per_timer() {
         }
         let taken = (TAKEN.load(Ordering::Relaxed) - before) as f64;
         let each = taken / live as f64;
-        println!("wheel/bytes for each of {live} live timers: {each:.1}");
         assert!(each <= 64.0 || live < 10_000, "too much memory: {each:.1}");
-        drop(wheel);
+        row.push(format!("{each:.1}"));
     }
+    row.push("-".to_owned());
+    print("wheel: bytes for each timer", &row);
 }
 
-fn newest(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("wheel/arm and cancel the newest");
-    group.throughput(Throughput::Elements(BURST));
+/// A contender: runs at least so many operations on as many live timers, and says how many it ran
+/// and how long they took.
+type Run = fn(live: u64, operations: u64) -> (u64, Duration);
+
+fn newest_of_wheel(live: u64, operations: u64) -> (u64, Duration) {
+    let (mut wheel, _keys) = filled(live);
+    let mut numbers = Numbers(3);
+    let began = Instant::now();
+    for value in 0..operations {
+        let key = arm(&mut wheel, numbers.deadline(), value);
+        black_box(wheel.cancel(key));
+    }
+    (operations, began.elapsed())
+}
+
+fn newest_of_map(live: u64, operations: u64) -> (u64, Duration) {
+    let (mut map, _keys) = filled_map(live);
+    let mut numbers = Numbers(3);
+    let began = Instant::now();
+    for value in 0..operations {
+        let key = (numbers.deadline().0, live + value);
+        map.insert(key, value);
+        black_box(map.remove(&key));
+    }
+    (operations, began.elapsed())
+}
+
+/// Runs `once`, which takes every timer, until there were enough operations.
+fn all_of(live: u64, operations: u64, once: impl Fn() -> Duration) -> (u64, Duration) {
+    let times = operations.div_ceil(live);
+    (times * live, (0..times).map(|_| once()).sum())
+}
+
+fn random_of_wheel(live: u64, operations: u64) -> (u64, Duration) {
+    all_of(live, operations, || {
+        let (mut wheel, mut keys) = filled(live);
+        shuffle(&mut keys);
+        let began = Instant::now();
+        for key in &keys {
+            black_box(wheel.cancel(*key));
+        }
+        began.elapsed()
+    })
+}
+
+fn random_of_map(live: u64, operations: u64) -> (u64, Duration) {
+    all_of(live, operations, || {
+        let (mut map, mut keys) = filled_map(live);
+        shuffle(&mut keys);
+        let began = Instant::now();
+        for key in &keys {
+            black_box(map.remove(key));
+        }
+        began.elapsed()
+    })
+}
+
+/// As many bytes as the wheel's, a key as long, and nothing to do but to find one number.
+fn random_touch(live: u64, operations: u64) -> (u64, Duration) {
+    all_of(live, operations, || {
+        let mut entries = vec![[1_u64; 5]; live as usize];
+        let mut keys: Vec<[u32; 3]> = (0..live as u32).map(|index| [index, 0, 0]).collect();
+        shuffle(&mut keys);
+        let began = Instant::now();
+        for key in &keys {
+            let entry = &mut entries[key[0] as usize];
+            black_box(std::mem::take(&mut entry[0]));
+        }
+        began.elapsed()
+    })
+}
+
+fn expiry_of_wheel(live: u64, operations: u64) -> (u64, Duration) {
+    all_of(live, operations, || {
+        let (mut wheel, _keys) = filled(live);
+        let mut due = Vec::new();
+        let began = Instant::now();
+        while let Some(next) = wheel.next_deadline() {
+            wheel.advance(next, &mut due);
+            due.clear();
+        }
+        began.elapsed()
+    })
+}
+
+fn expiry_of_map(live: u64, operations: u64) -> (u64, Duration) {
+    all_of(live, operations, || {
+        let (mut map, _keys) = filled_map(live);
+        let began = Instant::now();
+        while let Some(first) = map.pop_first() {
+            black_box(first);
+        }
+        began.elapsed()
+    })
+}
+
+/// Nanoseconds for each operation, one row for each contender: medians of rounds that take turns.
+fn compare(what: &str, contenders: &[(&str, u64, Run)]) {
+    let mut rows = vec![Vec::new(); contenders.len()];
     for live in LIVE {
-        let (mut wheel, keys) = filled(live);
-        let mut numbers = Numbers(3);
-        group.bench_function(BenchmarkId::new("wheel", live), |bencher| {
-            bencher.iter(|| {
-                for value in 0..BURST {
-                    let key = arm(&mut wheel, numbers.deadline(), value);
-                    black_box(wheel.cancel(key));
+        let mut seen = vec![Vec::new(); contenders.len()];
+        for _ in 0..ROUNDS {
+            for (at, (_, most, run)) in contenders.iter().enumerate() {
+                if live <= *most {
+                    let (count, spent) = run(live, OPERATIONS);
+                    seen[at].push(spent.as_nanos() as f64 / count as f64);
                 }
-            });
-        });
-        drop((wheel, keys));
-        let (mut map, keys) = filled_map(live);
-        group.bench_function(BenchmarkId::new("BTreeMap", live), |bencher| {
-            bencher.iter(|| {
-                for value in 0..BURST {
-                    let key = (numbers.deadline().0, live + value);
-                    map.insert(key, value);
-                    black_box(map.remove(&key));
-                }
-            });
-        });
-        drop((map, keys));
+            }
+        }
+        for (row, mut seen) in rows.iter_mut().zip(seen) {
+            seen.sort_by(f64::total_cmp);
+            row.push(seen.get(seen.len() / 2).copied());
+        }
     }
-    group.finish();
+    for ((name, ..), row) in contenders.iter().zip(&rows) {
+        let mut cells: Vec<String> = row.iter().map(|one| shown(*one, " ns")).collect();
+        let growth = row[0].zip(row[LIVE.len() - 1]);
+        cells.push(shown(growth.map(|(first, last)| last / first), " x"));
+        print(&format!("{name}: {what}"), &cells);
+    }
 }
 
-/// Cancels all of them in an order that has nothing to do with where they lie.
-fn random(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("wheel/cancel in random order");
-    group.sample_size(10);
-    for live in LIVE {
-        group.throughput(Throughput::Elements(live));
-        group.bench_function(BenchmarkId::new("wheel", live), |bencher| {
-            bencher.iter_custom(|rounds| {
-                let mut spent = Duration::ZERO;
-                for _ in 0..rounds {
-                    let (mut wheel, mut keys) = filled(live);
-                    shuffle(&mut keys);
-                    let began = Instant::now();
-                    for key in &keys {
-                        black_box(wheel.cancel(*key));
-                    }
-                    spent += began.elapsed();
-                }
-                spent
-            });
-        });
-        group.bench_function(BenchmarkId::new("BTreeMap", live), |bencher| {
-            bencher.iter_custom(|rounds| {
-                let mut spent = Duration::ZERO;
-                for _ in 0..rounds {
-                    let (mut map, mut keys) = filled_map(live);
-                    shuffle(&mut keys);
-                    let began = Instant::now();
-                    for key in &keys {
-                        black_box(map.remove(key));
-                    }
-                    spent += began.elapsed();
-                }
-                spent
-            });
-        });
-    }
-    group.finish();
+fn shown(value: Option<f64>, unit: &str) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}{unit}"))
 }
 
-fn expire(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("wheel/let all expire, tick by tick");
-    group.sample_size(10);
-    for live in [1_000, 100_000, 1_000_000] {
-        group.throughput(Throughput::Elements(live));
-        group.bench_function(BenchmarkId::new("wheel", live), |bencher| {
-            bencher.iter_batched(
-                || filled(live).0,
-                |mut wheel| {
-                    let mut due = Vec::new();
-                    while let Some(next) = wheel.next_deadline() {
-                        wheel.advance(next, &mut due);
-                        due.clear();
-                    }
-                    wheel
-                },
-                BatchSize::PerIteration,
-            );
-        });
-        group.bench_function(BenchmarkId::new("BTreeMap", live), |bencher| {
-            bencher.iter_batched(
-                || filled_map(live).0,
-                |mut map| {
-                    while let Some(first) = map.pop_first() {
-                        black_box(first);
-                    }
-                    map
-                },
-                BatchSize::PerIteration,
-            );
-        });
-    }
-    group.finish();
+fn print(name: &str, cells: &[String]) {
+    println!("| {name} | {} |", cells.join(" | "));
 }
 
 fn main() {
+    let mut heads: Vec<String> = LIVE.iter().map(|live| format!("{live} live")).collect();
+    heads.push("growth".to_owned());
+    print("each operation", &heads);
+    print("---", &vec!["---:".to_owned(); heads.len()]);
     bytes_per_timer();
-    let mut criterion = Criterion::default().configure_from_args();
-    newest(&mut criterion);
-    random(&mut criterion);
-    expire(&mut criterion);
-    criterion.final_summary();
+    compare(
+        "arm and cancel the newest",
+        &[
+            ("wheel", u64::MAX, newest_of_wheel),
+            ("BTreeMap", MAP_MAX, newest_of_map),
+        ],
+    );
+    compare(
+        "cancel in random order",
+        &[
+            ("wheel", u64::MAX, random_of_wheel),
+            ("BTreeMap", MAP_MAX, random_of_map),
+            ("touch", u64::MAX, random_touch),
+        ],
+    );
+    compare(
+        "let all expire, tick by tick",
+        &[
+            ("wheel", u64::MAX, expiry_of_wheel),
+            ("BTreeMap", MAP_MAX, expiry_of_map),
+        ],
+    );
 }

@@ -91,9 +91,6 @@ pub enum Source {
     Job(Arc<dyn Answering>),
     /// Nothing: the value is known.
     Known(Py<PyAny>),
-    /// Nothing: awaiting calls `__enter__` of this, and does not yield after that, so that no
-    /// cancellation comes between what was entered and who leaves it.
-    Entering(Py<PyAny>),
 }
 
 impl Source {
@@ -101,7 +98,7 @@ impl Source {
         match self {
             Self::InLine { .. } => true,
             Self::Job(job) => job.can_withdraw(),
-            Self::Mark { .. } | Self::Known(_) | Self::Entering(_) => false,
+            Self::Mark { .. } | Self::Known(_) => false,
         }
     }
 }
@@ -149,8 +146,6 @@ struct InLine {
 /// What starting to wait came to.
 enum Step<'py> {
     Ready(Bound<'py, PyAny>),
-    /// Ready, and not to be yielded on.
-    Now(Bound<'py, PyAny>),
     Wait(Bound<'py, PyAny>, Option<Hold>),
 }
 
@@ -189,7 +184,6 @@ impl Operation {
     fn step(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self.take() {
             State::Fresh(source) | State::Begun(source) => match start(py, source)? {
-                Step::Now(value) => Err(stop(value.unbind())),
                 Step::Ready(value) if is_fair() => Err(stop(value.unbind())),
                 Step::Ready(value) => {
                     self.put(State::Yielded(value.unbind()));
@@ -252,24 +246,27 @@ impl Operation {
 
 /// Records that will never be written are given back to the allocator by a worker.
 fn free(pending: &PendingAppend) {
-    if let Some(records) = pending.take_back() {
-        cleanup::later(Kind::Obligation, 0, move || drop(records));
+    if let Some((records, bytes)) = pending.take_back() {
+        cleanup::later(Kind::Obligation, bytes, move || {
+            drop(records);
+            Ok(())
+        });
     }
 }
 
 /// What `await` iterates over: the loop's own future, or an iterator that is done.
 pub fn iterate(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
-    let (value, must_yield) = match start(py, source)? {
-        Step::Ready(value) => (value, !is_fair()),
-        Step::Now(value) => (value, false),
-        Step::Wait(future, _) => return Ok(future.try_iter()?.into_any()),
-    };
-    let done = Done {
-        value: value.unbind(),
-        must_yield,
-        yielded: AtomicBool::new(false),
-    };
-    Ok(Bound::new(py, done)?.into_any())
+    match start(py, source)? {
+        Step::Ready(value) => {
+            let done = Done {
+                value: value.unbind(),
+                must_yield: !is_fair(),
+                yielded: AtomicBool::new(false),
+            };
+            Ok(Bound::new(py, done)?.into_any())
+        }
+        Step::Wait(future, _) => Ok(future.try_iter()?.into_any()),
+    }
 }
 
 fn start(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
@@ -300,16 +297,13 @@ fn begin(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
                 return Ok(Step::Ready(answer(py)?.into_bound(py)));
             }
             let here = current::here(py)?;
+            job.on_wait(py)?;
             let future = here.future.clone().unbind();
             here.port().wait_job(&job, future);
             let hold = job.can_withdraw().then_some(Hold::Job(job));
             Ok(Step::Wait(here.future, hold))
         }
         Source::Known(value) => Ok(Step::Ready(value.into_bound(py))),
-        Source::Entering(held) => {
-            let entered = held.bind(py).call_method0(intern!(py, "__enter__"))?;
-            Ok(Step::Now(entered))
-        }
     }
 }
 
@@ -459,8 +453,8 @@ impl Operation {
             return Ok(());
         };
         match &*state {
-            State::Fresh(Source::Known(held) | Source::Entering(held))
-            | State::Begun(Source::Known(held) | Source::Entering(held))
+            State::Fresh(Source::Known(held))
+            | State::Begun(Source::Known(held))
             | State::Waiting { future: held, .. }
             | State::Yielded(held) => visit.call(held),
             State::Fresh(_) | State::Begun(_) | State::Spent => Ok(()),

@@ -77,17 +77,6 @@ def test_ctrl_c_out_of_a_call_that_made_room_does_not_undo_the_defer() -> None:
     assert seen == [1]
 
 
-def test_a_pin_taken_after_the_defer_holds_nothing_back() -> None:
-    # Belief: it cannot have found what was unlinked before it.
-    seen: list[int] = []
-    with millrace.EpochGC() as gc:
-        gc.defer(seen.append, 1)
-        with gc.pin("came later"):
-            gc.defer(seen.append, 2)
-            assert gc.collect(*_ALL) == 1
-        assert seen == [1]
-
-
 def test_calls_of_loop_and_thread_run_in_the_order_of_the_defers() -> None:
     # Belief: one who may run both runs what was deferred first.
     async def main() -> None:
@@ -136,15 +125,6 @@ def test_a_small_budget_costs_little_beside_a_long_queue() -> None:
     assert small < large / 4, f"{small * 1e3:.1f} ms of {large * 1e3:.1f} ms"
 
 
-def test_batches_are_not_larger_than_max_batch() -> None:
-    # Belief: what is counted as one go is one.
-    with millrace.EpochGC(settings=millrace.GcSettings(max_batch=7, min_batch=1)) as gc:
-        for _ in range(70):
-            gc.defer(int)
-        assert gc.collect(1000, 60_000_000) == 70
-        assert gc.statistics().batch_items_max <= 7
-
-
 def test_who_waits_for_room_and_gets_it_was_not_refused() -> None:
     # Belief: `refused` counts calls given back, not tries.
     async def main() -> None:
@@ -164,20 +144,6 @@ def test_who_waits_for_room_and_gets_it_was_not_refused() -> None:
         gc.close()
 
     asyncio.run(main())
-
-
-def test_a_stall_is_logged_on_a_plain_thread(caplog: pytest.LogCaptureFixture) -> None:
-    # Belief: who collects hears of the pin that holds its work back, once.
-    settings = millrace.GcSettings(stall_after_s=0.0)
-    with millrace.EpochGC(settings=settings) as gc:
-        with gc.pin("forgotten"), caplog.at_level(logging.WARNING, logger="millrace.gc"):
-            gc.collect(*_ALL)
-            assert caplog.records == []
-            gc.defer(int)
-            gc.collect(*_ALL)
-            gc.collect(*_ALL)
-        assert len(caplog.records) == 1
-        assert "forgotten" in caplog.text
 
 
 def test_a_thread_that_waits_for_room_when_it_is_disabled_runs_its_call() -> None:

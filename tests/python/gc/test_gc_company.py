@@ -308,31 +308,6 @@ def test_a_pin_dropped_while_entered_says_so_and_lets_go() -> None:
         assert gc.statistics().pins == 0
 
 
-def test_a_task_cancelled_while_it_enters_a_pin_does_not_leave_it_entered() -> None:
-    # Belief: nothing comes between entering and the body, however often one enters in a row.
-    async def main() -> None:
-        gc = millrace.EpochGC()
-        pin = gc.pin("shared")
-
-        async def enter_for_ever() -> None:
-            while True:
-                async with pin:
-                    pass
-
-        for _ in range(500):
-            task = asyncio.ensure_future(enter_for_ever())
-            await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert pin.depth == 0
-        pin.__aenter__().close()
-        assert (pin.depth, gc.statistics().pins) == (0, 0)
-        gc.close()
-
-    asyncio.run(main())
-
-
 def test_a_cancelled_wait_leaves_nothing_in_the_loop() -> None:
     # Belief: while a pin is held, waiting and giving up piles nothing up.
     async def main() -> None:

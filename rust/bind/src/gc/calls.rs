@@ -263,12 +263,13 @@ impl Calls {
 
     /// A call was deferred: sees to it that the tick goes on, on its loop, or on any.
     pub(super) fn arm(&self, desk: Option<&Arc<Desk>>) {
-        match desk {
-            Some(desk) => desk.arm(),
-            None => {
-                let desks = lock(&self.desks).clone();
-                desks.iter().for_each(|desk| desk.arm());
-            }
+        if let Some(desk) = desk {
+            desk.arm();
+            return;
+        }
+        let desks = lock(&self.desks).clone();
+        for desk in desks {
+            desk.arm();
         }
     }
 
@@ -380,7 +381,9 @@ impl Calls {
         let mut spent = Duration::ZERO;
         while all.raised.is_none() && all.count < budget.items && spent < budget.time {
             let items = settings.max_batch.min(budget.items - all.count);
-            let time = settings.max_batch_time.min(budget.time - spent);
+            let time = settings
+                .max_batch_time
+                .min(budget.time.saturating_sub(spent));
             let (ran, took) = self.batch(py, desk, Budget { items, time });
             if ran.count == 0 {
                 break;
@@ -433,12 +436,13 @@ impl Calls {
     }
 
     /// A pin was left. Nobody may come after it to a collector that takes no more calls.
-    pub(super) fn after_unpin(&self, py: Python<'_>) -> PyResult<()> {
-        if self.collector.is_open() {
+    pub(super) fn after_unpin(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
+        if self.collector.is_open() || self.collector.load().items == 0 {
             return Ok(());
         }
         self.adopt();
-        self.run_all(py, None).result().map(|_| ())
+        let desk = self.desk(py)?;
+        self.run_all(py, desk.as_deref()).result().map(|_| ())
     }
 
     /// This thread has entered a pin.
@@ -464,11 +468,9 @@ impl Calls {
         lock(&self.pinners).contains_key(&thread::current().id())
     }
 
-    /// Logs pins that stall while something waits for them.
+    /// Logs pins that stall.
     pub(super) fn report_stalls(&self, py: Python<'_>) -> PyResult<()> {
-        if self.collector.load().items > 0 {
-            self.collector.look_for_stalls(self.now());
-        }
+        self.collector.look_for_stalls(self.now());
         let stalls = std::mem::take(&mut *lock(&self.stalls));
         for pin in stalls {
             let label = pin.label.as_deref().unwrap_or("without a label");

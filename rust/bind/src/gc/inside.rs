@@ -19,22 +19,34 @@ thread_local! {
 }
 
 /// Calls are being run on this thread.
-pub(super) struct Inside(PhantomData<*const ()>);
+pub(super) struct Inside {
+    /// How many frames are below this one.
+    below: usize,
+    stays_on_its_thread: PhantomData<*const ()>,
+}
 
 impl Inside {
     pub(super) fn enter(calls: &Calls) -> Self {
-        FRAMES.with_borrow_mut(|frames| {
+        let below = FRAMES.with_borrow_mut(|frames| {
             frames.push(Frame {
                 calls: address(calls),
                 must_finish: false,
             });
+            frames.len() - 1
         });
-        Self(PhantomData)
+        Self {
+            below,
+            stays_on_its_thread: PhantomData,
+        }
     }
 
     /// Whether one of the calls asked for everything to be run.
     pub(super) fn must_finish(&self) -> bool {
-        FRAMES.with_borrow(|frames| frames.last().is_some_and(|frame| frame.must_finish))
+        FRAMES.with_borrow(|frames| {
+            frames
+                .get(self.below)
+                .is_some_and(|frame| frame.must_finish)
+        })
     }
 }
 
@@ -46,7 +58,16 @@ impl Drop for Inside {
 
 /// Whether this thread runs a call of `calls`.
 pub(super) fn is_inside(calls: &Calls) -> bool {
-    FRAMES.with_borrow(|frames| frames.iter().any(|frame| frame.calls == address(calls)))
+    depth(calls) > 0
+}
+
+/// How many calls of `calls` this thread runs, one inside of the other.
+pub(super) fn depth(calls: &Calls) -> usize {
+    let frames = |frames: &Vec<Frame>| {
+        let ours = frames.iter().filter(|frame| frame.calls == address(calls));
+        ours.count()
+    };
+    FRAMES.with_borrow(frames)
 }
 
 /// Has the run under way on this thread run everything when the present call has ended. False:

@@ -346,8 +346,8 @@ impl EpochGC {
         let Err(mut reason) = self.offer(offer) else {
             return Ok(());
         };
-        let is_inside = inside::is_inside(calls);
-        if reason == Reason::Full && !is_inside {
+        let depth = inside::depth(calls);
+        if reason == Reason::Full && depth == 0 {
             let Err(again) = self.help(py, offer)? else {
                 return Ok(());
             };
@@ -358,13 +358,13 @@ impl EpochGC {
         loop {
             let is_full = matches!(reason, Reason::Full | Reason::TooLarge);
             let may_run = reason == Reason::Disabled || (is_full && policy == Overflow::Inline);
-            if may_run && calls.collector.is_clear() {
+            if may_run && depth < DEPTH_MAX && calls.collector.is_clear() {
                 return Ok(self.run_inline(py, offer.number)?);
             }
             if reason != Reason::Full || policy == Overflow::Refuse || offer.desk.is_some() {
                 return Err(Refusal::For(reason));
             }
-            if is_inside {
+            if depth > 0 {
                 let why = "a call that is being run cannot wait for room";
                 return Err(waits_for_itself(py, why).into());
             }
@@ -503,10 +503,14 @@ impl<'py> FromPyObject<'_, 'py> for Cost {
     }
 }
 
+/// How deep calls may run inside of one another because there is no room for them.
+const DEPTH_MAX: usize = 16;
+
 /// How long a waiting thread sleeps before it looks for what only it can run.
 const WAIT_SLICE: Duration = Duration::from_millis(20);
 
-fn report<'py>(py: Python<'py>, seen: &Statistics) -> PyResult<Bound<'py, PyDict>> {
+/// The fields of `GcStatistics`.
+pub fn report<'py>(py: Python<'py>, seen: &Statistics) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("enqueued", seen.enqueued)?;
     dict.set_item("processed", seen.processed)?;
@@ -533,5 +537,10 @@ fn report<'py>(py: Python<'py>, seen: &Statistics) -> PyResult<Bound<'py, PyDict
     )?;
     let failure = seen.last_failure.as_ref().map(Error::message);
     dict.set_item("last_failure", failure)?;
+    let by_kind = PyDict::new(py);
+    for (kind, done) in Kind::ALL.iter().zip(seen.done_by_kind) {
+        by_kind.set_item(kind.name(), done)?;
+    }
+    dict.set_item("done_by_kind", by_kind)?;
     Ok(dict)
 }

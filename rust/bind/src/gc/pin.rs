@@ -14,10 +14,7 @@ use pyo3::{
 };
 
 use super::{EpochGC, call::unharmed, calls::Calls};
-use crate::{
-    door, error,
-    operation::{Operation, Source},
-};
+use crate::{door, error, wheel::Instant};
 
 /// While it is entered, nothing deferred after that runs. Made by `EpochGC.pin`.
 #[pyclass(frozen, module = "millrace._core")]
@@ -100,18 +97,18 @@ impl EpochPin {
         self.leave(py)
     }
 
-    /// Enter it, when awaited.
-    fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Operation> {
-        slf.get().checked(slf.py())?;
-        let entering = Source::Entering(slf.into_any().unbind());
-        Ok(Operation::quiet("pin", entering))
+    /// Does not let others run: a cancellation in between would leave it entered for ever.
+    fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Instant>> {
+        slf.get().enter(slf.py())?;
+        let py = slf.py();
+        Bound::new(py, Instant::of(slf.into_any().unbind()))
     }
 
     #[pyo3(signature = (*exc_info))]
-    fn __aexit__(&self, py: Python<'_>, exc_info: &Bound<'_, PyTuple>) -> PyResult<Operation> {
+    fn __aexit__(&self, py: Python<'_>, exc_info: &Bound<'_, PyTuple>) -> PyResult<Py<Instant>> {
         let _ = exc_info;
         self.leave(py)?;
-        Ok(Operation::quiet("pin", Source::Known(py.None())))
+        Instant::nothing(py)
     }
 
     /// What `statistics()` calls it.

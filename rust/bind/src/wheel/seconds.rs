@@ -35,13 +35,13 @@ pub fn delay(value: &Bound<'_, PyAny>) -> PyResult<Duration> {
     Ok(Duration::from_nanos(nanos(delay_s)))
 }
 
-/// An instant of the loop's clock.
-pub fn instant(value: &Bound<'_, PyAny>) -> PyResult<Mono> {
+/// An instant of the loop's clock, as it was given.
+pub fn instant(value: &Bound<'_, PyAny>) -> PyResult<f64> {
     let when = number(value, "when")?;
     if when.is_nan() {
         return Err(PyValueError::new_err("when must not be NaN"));
     }
-    Ok(mono(when))
+    Ok(when)
 }
 
 /// The instant a float of the loop's clock stands for. Rounded, because a float that came from

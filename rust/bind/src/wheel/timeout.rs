@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! created --enter--> active --time is up--> expiring --exit--> expired   (TimeoutError)
-//!                      |  \--wheel closed--> closing --exit--> expired   (ClosedError)
+//!                      |  \--wheel closed--> closing --exit--> closed    (ClosedError)
 //!                      \--exit--> finished
 //! ```
+//!
+//! Who closes the wheel from inside of the block is not cancelled on the spot: it would hit the
+//! first wait after the block, if there is none in it. The loop does it in its next iteration,
+//! unless the block has been left by then.
 //!
 //! The block turns only its own cancellation into an error: at the exit it takes its request back
 //! with `uncancel`, and if others are left, they are what the block ends with.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use millrace_core::{clock::Mono, sync::lock, wheel::Key};
 use pyo3::{
@@ -30,6 +34,7 @@ enum Stage {
     Expiring,
     Closing,
     Expired,
+    Closed,
     Finished,
 }
 
@@ -41,6 +46,7 @@ impl Stage {
             Self::Expiring => "expiring",
             Self::Closing => "closing",
             Self::Expired => "expired",
+            Self::Closed => "closed",
             Self::Finished => "finished",
         }
     }
@@ -56,10 +62,14 @@ pub struct Timeout {
 struct Inner {
     stage: Stage,
     deadline: Option<Mono>,
+    /// The deadline as it was given.
+    when: Option<f64>,
     key: Option<Key>,
-    /// A call asked of the loop because the deadline had passed already.
+    /// A call asked of the loop: the deadline had passed already, or the wheel was closed inside.
     soon: Option<Py<PyAny>>,
     task: Option<Py<PyAny>>,
+    /// The task was asked to cancel itself, by us.
+    has_cancelled: bool,
     /// Requests to cancel the task that were there before us.
     cancelling: u64,
 }
@@ -69,9 +79,11 @@ impl Timeout {
         let inner = Inner {
             stage: Stage::Created,
             deadline,
+            when: deadline.map(seconds::of),
             key: None,
             soon: None,
             task: None,
+            has_cancelled: false,
             cancelling: 0,
         };
         Self {
@@ -86,8 +98,19 @@ impl Timeout {
     }
 
     /// The wheel was closed: nobody would end the block in time, so it ends now.
-    pub fn abandon(slf: &Bound<'_, Self>) -> PyResult<()> {
-        slf.get().interrupt(slf.py(), Stage::Closing)
+    pub fn abandon(slf: &Bound<'_, Self>, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let running = task_of(event_loop)?;
+        let mut inner = lock(&this.inner);
+        let is_inside = inner.task.as_ref().is_some_and(|task| task.is(&running));
+        if !is_inside || inner.stage != Stage::Active {
+            drop(inner);
+            return this.interrupt(py, Stage::Closing);
+        }
+        inner.stage = Stage::Closing;
+        inner.key = None;
+        drop(inner);
+        this.call_soon(slf, event_loop)
     }
 
     fn interrupt(&self, py: Python<'_>, stage: Stage) -> PyResult<()> {
@@ -97,13 +120,37 @@ impl Timeout {
         }
         inner.stage = stage;
         inner.key = None;
+        Self::cancel_task(py, inner)
+    }
+
+    /// What was asked of the loop has come: the time is up, or the wheel closed.
+    fn on_soon(&self, py: Python<'_>) -> PyResult<()> {
+        let mut inner = lock(&self.inner);
+        match inner.stage {
+            Stage::Active => inner.stage = Stage::Expiring,
+            Stage::Closing => {}
+            _ => return Ok(()),
+        }
+        Self::cancel_task(py, inner)
+    }
+
+    fn cancel_task(py: Python<'_>, mut inner: MutexGuard<'_, Inner>) -> PyResult<()> {
         let soon = inner.soon.take();
+        inner.has_cancelled = true;
         let task = inner.task.as_ref().map(|task| task.clone_ref(py));
         drop(inner);
         drop(soon);
         if let Some(task) = task {
             task.call_method0(py, intern!(py, "cancel"))?;
         }
+        Ok(())
+    }
+
+    fn call_soon(&self, slf: &Bound<'_, Self>, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = slf.py();
+        let soon = Bound::new(py, Soon(slf.clone().unbind()))?;
+        let handle = event_loop.call_method1(intern!(py, "call_soon"), (soon,))?;
+        lock(&self.inner).soon = Some(handle.unbind());
         Ok(())
     }
 
@@ -127,11 +174,7 @@ impl Timeout {
             return Ok(());
         };
         if deadline <= home.now(py)? {
-            let expire = Bound::new(py, Expiry(slf.clone().unbind()))?;
-            let name = intern!(py, "call_soon");
-            let soon = home.event_loop().call_method1(py, name, (expire,))?;
-            lock(&this.inner).soon = Some(soon);
-            return Ok(());
+            return this.call_soon(slf, home.event_loop().bind(py));
         }
         let timer = Timer {
             what: slf.clone().into_any().unbind(),
@@ -142,13 +185,19 @@ impl Timeout {
         Ok(())
     }
 
-    /// Ends the block after we have cancelled its task.
+    /// Ends the block once its time was up or the wheel closed.
     fn conclude(&self, py: Python<'_>, stage: Stage, thrown: &Bound<'_, PyAny>) -> PyResult<()> {
         let mut inner = lock(&self.inner);
-        inner.stage = Stage::Expired;
+        inner.stage = match stage {
+            Stage::Closing => Stage::Closed,
+            _ => Stage::Expired,
+        };
         let (task, before) = (inner.task.take(), inner.cancelling);
+        let has_cancelled = inner.has_cancelled;
         drop(inner);
-        let Some(task) = task else { return Ok(()) };
+        let Some(task) = task.filter(|_| has_cancelled) else {
+            return Ok(());
+        };
         let left: u64 = task
             .call_method0(py, intern!(py, "uncancel"))?
             .extract(py)?;
@@ -166,7 +215,7 @@ impl Timeout {
 impl Timeout {
     /// The deadline as a time of the loop; `None` if there is no limit.
     fn when(&self) -> Option<f64> {
-        lock(&self.inner).deadline.map(seconds::of)
+        lock(&self.inner).when
     }
 
     /// Whether the time was up while the block was running.
@@ -180,7 +229,7 @@ impl Timeout {
     ///     RuntimeError: Outside of the block, and once the time was up.
     fn reschedule(slf: &Bound<'_, Self>, when: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let deadline = when.map(seconds::instant).transpose()?;
+        let when = when.map(seconds::instant).transpose()?;
         let stage = lock(&this.inner).stage;
         if stage != Stage::Active {
             return Err(PyRuntimeError::new_err(match stage {
@@ -190,7 +239,10 @@ impl Timeout {
         }
         let home = this.wheel.get().core.home(py)?;
         this.disarm(py)?;
-        lock(&this.inner).deadline = deadline;
+        let mut inner = lock(&this.inner);
+        inner.deadline = when.map(seconds::mono);
+        inner.when = when;
+        drop(inner);
         Self::arm(slf, &home)
     }
 
@@ -240,8 +292,8 @@ impl Timeout {
     fn __repr__(&self) -> String {
         let inner = lock(&self.inner);
         let stage = inner.stage.name();
-        match inner.deadline.filter(|_| inner.stage == Stage::Active) {
-            Some(when) => format!("<millrace.Timeout {stage} when={:.3}>", seconds::of(when)),
+        match inner.when.filter(|_| inner.stage == Stage::Active) {
+            Some(when) => format!("<millrace.Timeout {stage} when={when:.3}>"),
             None => format!("<millrace.Timeout {stage}>"),
         }
     }
@@ -264,14 +316,14 @@ impl Timeout {
     }
 }
 
-/// What the loop calls when a deadline had passed before it was set.
-#[pyclass(frozen, module = "millrace._core", name = "TimeoutExpiry")]
-struct Expiry(Py<Timeout>);
+/// What the loop calls for a timeout that does not wait in the wheel.
+#[pyclass(frozen, module = "millrace._core", name = "TimeoutSoon")]
+struct Soon(Py<Timeout>);
 
 #[pymethods]
-impl Expiry {
+impl Soon {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
-        Timeout::expire(self.0.bind(py))
+        self.0.get().on_soon(py)
     }
 
     #[allow(clippy::needless_pass_by_value)]
@@ -285,7 +337,11 @@ impl Expiry {
 pub struct Instant(Option<Py<PyAny>>);
 
 impl Instant {
-    fn nothing(py: Python<'_>) -> PyResult<Py<Self>> {
+    pub fn of(value: Py<PyAny>) -> Self {
+        Self(Some(value))
+    }
+
+    pub fn nothing(py: Python<'_>) -> PyResult<Py<Self>> {
         static NOTHING: PyOnceLock<Py<Instant>> = PyOnceLock::new();
         let nothing = NOTHING.get_or_try_init(py, || Py::new(py, Self(None)))?;
         Ok(nothing.clone_ref(py))
@@ -308,6 +364,13 @@ impl Instant {
             None => Ok(None),
         }
     }
+}
+
+/// The task that a loop is running at this moment, or `None`.
+fn task_of<'py>(event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let ask = ASK.import(event_loop.py(), "asyncio", "current_task")?;
+    ask.call1((event_loop,))
 }
 
 fn current_task(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {

@@ -1,6 +1,6 @@
 //! A turn of the wheel: what the loop's one timer calls.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use millrace_core::{clock::Mono, sync::lock};
 use pyo3::{
@@ -11,11 +11,15 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 
-use super::{Core, Home, TURNING, Timeout, TimeoutWheel, Timer, UNARMED, closed, home};
+use super::{
+    Core, Home, TURNING, Timeout, TimeoutWheel, Timer, UNARMED, closed, home, scope::Scoped,
+};
 use crate::error;
 
-/// Timers handed out in one turn; then the loop sees to others first.
-const BUDGET: usize = 1024;
+/// How long one turn may hand out timers; then the loop sees to others first.
+const BUDGET: Duration = Duration::from_millis(1);
+/// The same as a number of timers, for a loop whose clock stands still.
+const COUNT: usize = 1024;
 
 /// What the loop calls. The loop keeps it, and it keeps the wheel, until the timer has fired.
 #[pyclass(frozen, module = "millrace._core", name = "WheelTurn")]
@@ -54,23 +58,36 @@ fn turn(slf: &Bound<'_, TimeoutWheel>) -> PyResult<()> {
     ran.and(again)
 }
 
-/// Runs what is due; stops early for an interrupt, and leaves the rest in the wheel.
+/// Runs what is due, at least one, for as long as the budget lasts and no interrupt comes; the rest
+/// stays in the wheel. Time is the loop's own: it is about what others on it have to wait.
 fn hand_out(py: Python<'_>, core: &Core, home: &Home, now: Mono) -> PyResult<()> {
-    for _ in 0..BUDGET {
+    let until = now.after(BUDGET);
+    for _ in 0..COUNT {
         let due = lock(&core.state).wheel.pop(now);
         let Some(timer) = due else { break };
-        let Err(failed) = fire(py, timer) else {
+        if timer.has_ended(py) {
+            lock(&core.state).outlived += 1;
             continue;
-        };
-        if failed.is_instance_of::<PySystemExit>(py)
-            || failed.is_instance_of::<PyKeyboardInterrupt>(py)
-        {
-            return Err(failed);
         }
-        lock(&core.state).failed += 1;
-        report(py, home, failed)?;
+        run(py, core, home, timer)?;
+        if home.now(py)? >= until {
+            break;
+        }
     }
     Ok(())
+}
+
+/// Runs one timer; what goes wrong in it is the loop's to report, but for an interrupt.
+fn run(py: Python<'_>, core: &Core, home: &Home, timer: Timer) -> PyResult<()> {
+    let Err(failed) = fire(py, timer) else {
+        return Ok(());
+    };
+    if failed.is_instance_of::<PySystemExit>(py) || failed.is_instance_of::<PyKeyboardInterrupt>(py)
+    {
+        return Err(failed);
+    }
+    lock(&core.state).failed += 1;
+    report(py, home, failed)
 }
 
 /// Arms the loop's timer for the first deadline, in place of the one armed before.
@@ -117,8 +134,11 @@ fn fire(py: Python<'_>, timer: Timer) -> PyResult<()> {
             Err(_) => resolve(&what),
         };
     };
+    let context = context.into_bound(py);
+    let scoped = context.cast_exact::<Scoped>().ok();
+    let context = scoped.and_then(Scoped::context).unwrap_or(&context);
     // Shared with other timers, so each runs in a copy.
-    let context = context.bind(py).call_method0(intern!(py, "copy"))?;
+    let context = context.call_method0(intern!(py, "copy"))?;
     let run = intern!(py, "run");
     match what.cast_exact::<PyTuple>() {
         Ok(call) => context.getattr(run)?.call1(call)?,
@@ -165,16 +185,16 @@ pub fn close(py: Python<'_>, core: &Core) -> PyResult<()> {
     let captured = std::mem::take(&mut state.captured);
     drop(state);
     drop(captured);
-    if is_gone {
+    let Some(home) = home.filter(|_| !is_gone) else {
         return Ok(());
-    }
+    };
     if let Some(timer) = timer {
         timer.call_method0(py, intern!(py, "cancel"))?;
     }
     let mut outcome = Ok(());
     for timer in left {
         if timer.context.is_none() {
-            outcome = outcome.and(refuse(timer.what.bind(py)));
+            outcome = outcome.and(refuse(&home, timer.what.bind(py)));
         }
     }
     outcome
@@ -195,10 +215,10 @@ fn check_owner(py: Python<'_>, home: &Home) -> PyResult<bool> {
     Ok(false)
 }
 
-fn refuse(what: &Bound<'_, PyAny>) -> PyResult<()> {
+fn refuse(home: &Home, what: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = what.py();
     if let Ok(timeout) = what.cast_exact::<Timeout>() {
-        return Timeout::abandon(timeout);
+        return Timeout::abandon(timeout, home.event_loop().bind(py));
     }
     if !is_done(what)? {
         let failed = error::raise(py, &closed()).into_value(py);

@@ -201,13 +201,15 @@ impl Bounds {
 
     /// Takes no reservation from now on; those who wait for room are woken to hear it.
     pub(super) fn shut(&self) {
-        self.word.fetch_or(SHUT, Ordering::Relaxed);
+        // SeqCst: partner is `reopen`; see `Collector::enable`.
+        self.word.fetch_or(SHUT, Ordering::SeqCst);
         self.wake_waiting();
     }
 
     /// Takes reservations again.
     pub(super) fn reopen(&self) {
-        self.word.fetch_and(!SHUT, Ordering::Relaxed);
+        // SeqCst: partner is `shut`; see `Collector::enable`.
+        self.word.fetch_and(!SHUT, Ordering::SeqCst);
     }
 
     /// The tick goes to sleep, unless something is deferred. Returns whether it may.

@@ -49,10 +49,13 @@ mod file;
 mod kind;
 #[cfg(any(test, feature = "testing"))]
 mod memory;
+#[cfg(any(test, feature = "testing"))]
+pub mod metered;
 pub(crate) mod program;
 mod request;
 pub(crate) mod signal;
 pub(crate) mod sys;
+pub(crate) mod tally;
 pub(crate) mod vectors;
 pub(crate) mod worker;
 

@@ -67,7 +67,8 @@ impl Signal {
     pub(crate) fn tell(&self, bell: Option<BorrowedFd<'_>>) -> Result<()> {
         let copy = bell.map(|bell| bell.try_clone_to_owned()).transpose();
         let copy = copy.map_err(|error| Error::from_io(&error, "dup"))?;
-        // A caller that misses this looks at the old place; the owner looks once after the change.
+        // A caller that misses this came before the owner's next look, which is after the change;
+        // a caller that comes after that look sees this: the word orders them.
         self.is_elsewhere.store(copy.is_some(), Ordering::Relaxed);
         *lock(&self.elsewhere) = copy;
         Ok(())

@@ -36,7 +36,12 @@ impl Doorbell {
     /// Keeps it silent until the next [`silence`](Self::silence), for somebody who will look in a
     /// moment anyway.
     pub fn hush(&self) {
-        // AcqRel: as in `ring`, whose flag this is.
+        if planted!("doorbell_hush_stores") {
+            self.pending.store(true, Ordering::Release);
+            return;
+        }
+        // AcqRel: partner is the swap in `silence`. It must be a swap: a plain store would hide
+        // what a ring before it released, and that ring may have found the flag set and been quiet.
         self.pending.swap(true, Ordering::AcqRel);
     }
 

@@ -9,7 +9,8 @@
 //!
 //! 1. A bit set before the owner announces makes it refuse to sleep; a bit set after makes its
 //!    setter ring. Both happen on one word, so there is no third case.
-//! 2. Who takes a bit sees what its setter stored before.
+//! 2. Who takes a bit sees what its setter stored before; who sets one sees what the owner stored
+//!    before its last take.
 //! 3. Of those who set bits between two takes, one rings at most; with an owner that is away, the
 //!    first.
 //!
@@ -56,9 +57,15 @@ impl Handshake {
     /// What was called since the last take; forgets it, and that the owner sleeps. Look at
     /// everything after this.
     pub fn take(&self) -> u32 {
+        let ordering = if planted!("handshake_relaxed_take") {
+            Ordering::Acquire
+        } else {
+            Ordering::AcqRel
+        };
         // Acquire pairs with the release in `call`: who sees the bit sees what was published
-        // before it.
-        self.word.swap(0, Ordering::Acquire) & !SLEEPING
+        // before it. Release pairs with the acquire there: who calls after this look sees where
+        // the owner waits from now on.
+        self.word.swap(0, ordering) & !SLEEPING
     }
 
     /// Says that the owner is about to sleep; false if somebody called in the meantime.
@@ -80,8 +87,8 @@ impl Handshake {
         } else {
             Ordering::AcqRel
         };
-        // Release pairs with the acquires of the owner. The word shows whether somebody called
-        // since the owner looked.
+        // Release pairs with the acquires of the owner, acquire with the release of its take. The
+        // word shows whether somebody called since the owner looked.
         match self.word.fetch_or(bit, ordering) {
             SLEEPING => Call::Ring,
             0 => Call::First,

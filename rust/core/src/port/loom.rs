@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{
     Doorbell, Drained, Port, Watch,
     handshake::{Call, Handshake, NUDGED, WOKEN},
+    lead::Lead,
     signal::Signal,
     told::Told,
 };
@@ -197,6 +198,93 @@ fn a_call_reaches_an_owner_that_waits_elsewhere() {
         for caller in callers {
             caller.join().unwrap();
         }
+    });
+}
+
+#[test]
+fn what_is_published_while_a_leader_leaves_is_seen_by_one_of_the_two() {
+    // The publisher finds somebody leading and goes, or sees to it itself; in the first case the
+    // leader's last look finds it. Never does each leave it to the other.
+    explore(|| {
+        let lead = LoomArc::new(Lead::new());
+        let published = LoomArc::new(AtomicU64::new(0));
+        lead.take();
+        let publisher = {
+            let (lead, published) = (lead.clone(), published.clone());
+            thread::spawn(move || {
+                published.store(1, Ordering::Relaxed);
+                lead.sees_it()
+            })
+        };
+        lead.leave();
+        let found = published.load(Ordering::Relaxed) == 1;
+        let left_to_leader = publisher.join().unwrap();
+        assert!(found || !left_to_leader);
+        assert!(!lead.is_led());
+    });
+}
+
+#[test]
+fn a_hushed_bell_loses_nobody() {
+    // The owner hushes the bell, does something else, and answers: of two who publish and ring
+    // meanwhile, neither is missed, whichever of them found the flag set. What they publish is
+    // plain memory: only the flag orders it.
+    explore(|| {
+        let bell = LoomArc::new(Doorbell::new().unwrap());
+        let published: Vec<_> = (0..2).map(|_| LoomArc::new(AtomicU64::new(0))).collect();
+        let callers: Vec<_> = published
+            .iter()
+            .map(|place| {
+                let (bell, place) = (bell.clone(), place.clone());
+                thread::spawn(move || {
+                    place.store(1, Ordering::Relaxed);
+                    bell.ring();
+                })
+            })
+            .collect();
+        let all = || {
+            let seen = |place: &LoomArc<AtomicU64>| place.load(Ordering::Relaxed) == 1;
+            published.iter().all(seen)
+        };
+        bell.hush();
+        bell.silence();
+        while !all() {
+            bell.wait();
+            bell.silence();
+        }
+        for caller in callers {
+            caller.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_call_finds_an_owner_that_has_just_moved() {
+    // The owner goes to wait elsewhere, says so, and looks once more: a caller that comes after
+    // that look sees where it waits. The notice is plain memory: only the word orders it.
+    explore(|| {
+        let word = LoomArc::new(Handshake::default());
+        let elsewhere = LoomArc::new(Signal::new().unwrap());
+        let moved = LoomArc::new(AtomicU64::new(0));
+        let published = LoomArc::new(AtomicU64::new(0));
+        let caller = {
+            let (word, elsewhere) = (word.clone(), elsewhere.clone());
+            let (moved, published) = (moved.clone(), published.clone());
+            thread::spawn(move || {
+                published.store(1, Ordering::Relaxed);
+                if word.call(WOKEN) == Call::First && moved.load(Ordering::Relaxed) == 1 {
+                    elsewhere.raise();
+                }
+            })
+        };
+        moved.store(1, Ordering::Relaxed);
+        word.take();
+        while published.load(Ordering::Relaxed) == 0 {
+            elsewhere.wait();
+            elsewhere.lower();
+            word.take();
+        }
+        caller.join().unwrap();
     });
 }
 

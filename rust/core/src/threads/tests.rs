@@ -39,6 +39,17 @@ mod dsync {
     crate::contract_tests!(world);
 }
 
+mod metered {
+    use crate::io::metered::MeteredDisk;
+
+    fn world(name: &str) -> super::World {
+        let world = super::world_of(super::disk(), name);
+        let disk = Box::new(MeteredDisk::new(super::disk()));
+        super::World { disk, ..world }
+    }
+    crate::contract_tests!(world);
+}
+
 #[test]
 fn a_write_beyond_the_size_limit_is_an_error() {
     // However the kernel cuts it up, the write ends with an error, its buffer, and what fitted.

@@ -17,9 +17,11 @@
 //!
 //! [`segment`] and [`frame`] are the bytes; `recovery`, `scan`, `verdict` and `reader` read them;
 //! [`commit`] writes them, fed by `group` and helped by `prepare`; [`log`] is the handle for any
-//! thread; `marks` tells waiters; `truncate` drops old segments; `handle` is all of it on the machine's own disk; [`open`] begins; `driver`
-//! turns the committer on a thread of its own; `choose` measures the ways to the disk; `cursor`
-//! keeps named positions; `lock` keeps other owners out.
+//! thread; `marks` tells waiters; `truncate` drops old segments; `handle` is all of it on the
+//! machine's own disk; [`open`] begins; `driver` turns the committer on a thread of its own;
+//! `turner` lends it to its callers, `steward` stands by, `crowd` says when to take it back;
+//! `choose` measures the ways to the disk; `cursor` keeps named positions; `lock` keeps other owners
+//! out; `watch` follows from outside a log that somebody else owns.
 //!
 #![doc = include_str!("FORMAT.md")]
 
@@ -29,6 +31,7 @@ mod catalogue;
 pub mod choose;
 pub mod commit;
 mod counters;
+mod crowd;
 pub mod cursor;
 mod driver;
 pub mod frame;
@@ -55,10 +58,12 @@ mod truncate;
 mod turner;
 pub mod verdict;
 pub mod verify;
+mod watch;
 
 pub use counters::Counts;
 pub use handle::{Log, LogReader, Way};
 pub use marks::Level;
+pub use watch::Watch;
 
 #[cfg(test)]
 mod tests;

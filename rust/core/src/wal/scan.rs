@@ -168,6 +168,13 @@ impl Scanner {
         }
     }
 
+    /// Reads so much at a time.
+    #[must_use]
+    pub fn with_chunk(mut self, chunk: usize) -> Self {
+        self.source.chunk = chunk;
+        self
+    }
+
     /// The segment had a successor, which is lost: its file may have been cut to its end.
     pub fn allow_short(&mut self) {
         self.may_be_short = true;

@@ -7,10 +7,13 @@ mod toy;
 
 mod contract {
     use super::super::{Settings, SimDisk};
-    use crate::io::{Blocking, Disk, contract::World};
+    use crate::io::{Blocking, Disk, contract::World, faulty::FaultyDisk, metered::MeteredDisk};
 
-    fn world(_name: &str) -> World {
-        let disk = SimDisk::new(Settings::default());
+    fn disk() -> SimDisk {
+        SimDisk::new(Settings::default())
+    }
+
+    fn world_on(disk: impl Disk + 'static) -> World {
         let mut backend = disk.backend().unwrap();
         let path = std::path::PathBuf::from("/contract");
         Blocking::new(&mut *backend).open_dir(&path, true).unwrap();
@@ -21,7 +24,27 @@ mod contract {
             keep: Box::new(()),
         }
     }
-    crate::contract_tests!(world);
+
+    mod bare {
+        fn world(_name: &str) -> super::World {
+            super::world_on(super::disk())
+        }
+        crate::contract_tests!(world);
+    }
+
+    mod faulty {
+        fn world(_name: &str) -> super::World {
+            super::world_on(super::FaultyDisk::new(super::disk()))
+        }
+        crate::contract_tests!(world);
+    }
+
+    mod metered {
+        fn world(_name: &str) -> super::World {
+            super::world_on(super::MeteredDisk::new(super::disk()))
+        }
+        crate::contract_tests!(world);
+    }
 }
 
 use std::path::Path;
