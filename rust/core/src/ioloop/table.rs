@@ -333,6 +333,12 @@ impl Lanes {
         !self.urgent.is_empty()
     }
 
+    /// Tokens in the lines, those of rows that left among them.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.urgent.len() + self.bulk.len()
+    }
+
     /// Forgets tokens of rows that left, if they are many; `live` is how many rows wait.
     pub(super) fn sweep(&mut self, live: usize, mut waits: impl FnMut(Token) -> bool) {
         const FEW: usize = 64;

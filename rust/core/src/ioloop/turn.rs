@@ -150,6 +150,11 @@ impl IoLoop {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn lanes_kept(&self) -> usize {
+        self.lanes.kept()
+    }
+
     pub(super) fn now(&self) -> Mono {
         self.clock.now()
     }
@@ -340,6 +345,7 @@ impl IoLoop {
     /// only up to what is kept for the others.
     fn admit(&mut self) {
         if self.table.waiting() == 0 {
+            self.lanes.sweep(0, |_| false);
             return;
         }
         let now = self.clock.now();
