@@ -282,7 +282,10 @@ fn what_waits_for_admission_holds_its_own_row_and_no_memory() {
     }
     stage.turn();
     assert_eq!(stage.handle().statistics().pending, 7);
-    assert!(stage.engine.lanes_kept() <= 7 + 64, "tokens of rows that left");
+    assert!(
+        stage.engine.lanes_kept() <= 7 + 64,
+        "tokens of rows that left"
+    );
 }
 
 #[test]
