@@ -137,6 +137,9 @@ class Reader:
     def next_lsn(self) -> int | None:
         """LSN of the record after the last batch; `None` at the stop."""
 
+    def rest_s(self) -> float:
+        """How long to wait before the next look, after `batch` gave `None`."""
+
 @disjoint_base
 class Log:
     """The handle behind `millrace.Log`."""
@@ -221,6 +224,9 @@ class Log:
 
     def _reached(self, lsn: int) -> Operation[int]:
         """Wait until *lsn* is durable, also if nobody has appended it yet."""
+
+    def _watch(self, start: int, recovery: str, records_max: int) -> Reader:
+        """Return a reader from *start* on of what another process writes to the directory."""
 
     def _reader(self, start: int, stop: int | None, records_max: int) -> Reader:
         """Return a reader from *start* up to, not including, *stop*."""

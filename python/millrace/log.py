@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import errno
 import os
-import time
 import warnings
 import weakref
 from collections.abc import Coroutine
@@ -36,13 +35,6 @@ Location = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _EXIT_TIMEOUT_S = 5.0
 _LSN_MAX = 2**63 - 1
-
-# How a follower of somebody else's log looks for news: the shortest and the longest pause between
-# two looks, and what share of its time looking may take in between. How coarse file times may be.
-_LOOK_S = 0.1
-_LOOK_MAX_S = 2.0
-_LOOK_SHARE = 0.05
-_RECENT_NS = 1_000_000_000
 
 
 class Log(_core.Log):
@@ -164,11 +156,12 @@ class Log(_core.Log):
         Without *start*, begins behind what is durable now. Never yields a record before it is
         durable. Ends with `ClosedError` when the log is closed.
 
-        A log that was opened with `read_only` learns nothing from its owner, so it looks: at the
-        times of the files, and, when they were written to, at the log anew. Such a look reads and
-        syncs the last segment as an open does, up to all of it. So looks come ten times a second
-        only where they are quick: they take at most a twentieth of the time, until two seconds
-        lie between them. Smaller segments make it quicker. It has no end but the caller's.
+        A log that was opened with `read_only` learns nothing from its owner, so it looks behind
+        what it has seen: after 5 ms, and less and less often while nothing comes, down to ten
+        times a second. Looking takes at most a twentieth of the time, until two seconds lie
+        between two looks. A record is shown when its owner's next one, or its note 50 ms later,
+        says that it is durable; if there is neither, its file is synced here first. It has no end
+        but the caller's.
 
         Raises:
             ValueError: If the records from *start* on were truncated; with `read_only` also
@@ -454,52 +447,27 @@ async def _follow(log: Log, start: int) -> AsyncGenerator[Record]:
 
 
 async def _watch(log: Log, start: int) -> AsyncGenerator[Record]:
-    """Follow a log that others write: look at its directory, and open it again for each news."""
-    directory, settings = os.fspath(log.path), log._settings
-    # From before the first look, so that what comes in between is looked for once more.
-    seen_ns = -1
+    """Follow a log that others write."""
+    directory, settings = os.fspath(log.path), log._settings or LogSettings()
+    reader = log._watch(start, settings.recovery, 4096)
     while True:
-        pause_s = _LOOK_S
-        written_ns = _written_ns(directory)
-        # File times move in steps: a write just after a look may carry the same time as it.
-        is_recent = time.time_ns() - written_ns < _RECENT_NS
-        if written_ns != seen_ns or is_recent:
-            seen_ns = written_ns
-            began = time.perf_counter()
-            try:
-                async with Log.open(directory, settings=settings, read_only=True) as fresh:
-                    pause_s = _pause_after(time.perf_counter() - began)
-                    if start <= fresh.durable_lsn:
-                        async for record in fresh.read(start):
-                            yield record
-                            start = record.lsn + 1
-            except (IoError, IoTimeout) as error:
-                if not _was_dropped(error, directory):
-                    raise
-                seen_ns = -1
-        await asyncio.sleep(pause_s)
+        try:
+            batch = await reader.batch()
+        except (IoError, IoTimeout) as error:
+            if not _was_dropped(error, directory):
+                raise
+            batch = None
+        if batch is None:
+            await asyncio.sleep(reader.rest_s())
+            continue
+        for record in batch:
+            yield record
 
 
 def _was_dropped(error: IoError | IoTimeout, directory: str) -> bool:
     """Whether the owner dropped what was looked at: the next look shows what is left."""
     is_gone = isinstance(error, IoTimeout) or error.errno == errno.ENOENT
     return is_gone and os.path.isdir(directory)  # noqa: PTH112
-
-
-def _pause_after(look_s: float) -> float:
-    """How long to rest after a look that took so long."""
-    return min(max(_LOOK_S, look_s * (1 / _LOOK_SHARE - 1)), _LOOK_MAX_S)
-
-
-def _written_ns(directory: str) -> int:
-    last = 0
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            # The owner may have removed or renamed it since it was listed.
-            with contextlib.suppress(FileNotFoundError):
-                if entry.name.endswith(".log"):
-                    last = max(last, entry.stat().st_mtime_ns)
-    return last
 
 
 def _check_range(start: int, stop: int | None, records_max: int) -> None:

@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use millrace_core::{
-    Result,
+    Result, engine,
     ids::Lsn,
+    io::Wanted,
     wal::{
         Level,
         cursor::Mark,
@@ -22,9 +23,10 @@ use crate::{
     hand::Hand,
     jobs::{self, Answer},
     lines::{Value, last},
+    open,
     operation::{Operation, Source},
     queue,
-    reader::Reader,
+    reader::{Reader, Supply},
     report,
     shared::Shared,
     ticket::{self, Ticket},
@@ -207,7 +209,31 @@ impl Log {
         let log = self.here(py)?;
         let opened = log.reader(Lsn(start), stop.map(Lsn));
         let reader = opened.map_err(|failed| error::raise(py, &failed))?;
-        Ok(Reader::new(Arc::clone(log), reader, records_max))
+        let from = Supply::Log(Box::new(reader));
+        Ok(Reader::new(
+            Arc::clone(log),
+            from,
+            Wanted::default(),
+            records_max,
+        ))
+    }
+
+    /// Return a reader from *start* on of what another process writes to the directory.
+    #[pyo3(name = "_watch")]
+    fn watch(
+        &self,
+        py: Python<'_>,
+        start: u64,
+        recovery: &str,
+        records_max: usize,
+    ) -> PyResult<Reader> {
+        let log = self.here(py)?;
+        let wanted = Wanted::default();
+        let watch = open::mode(recovery)
+            .and_then(|mode| engine::watch_log(log.location(), mode, Lsn(start), &wanted))
+            .map_err(|failed| error::raise(py, &failed))?;
+        let from = Supply::Files(Box::new(watch));
+        Ok(Reader::new(Arc::clone(log), from, wanted, records_max))
     }
 
     /// Drop whole segments below *lsn*; the result is the first LSN left.

@@ -163,7 +163,7 @@ fn duration(name: &str, seconds: f64) -> Result<Duration> {
     })
 }
 
-fn mode(name: &str) -> Result<RecoveryMode> {
+pub fn mode(name: &str) -> Result<RecoveryMode> {
     match name {
         "tail" => Ok(RecoveryMode::Tail),
         "strict" => Ok(RecoveryMode::Strict),

@@ -1,13 +1,18 @@
 //! Reading forward in batches: a worker reads the next one while Python looks at this one.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::{
+    sync::{Arc, Mutex, PoisonError, TryLockError, Weak},
+    time::Duration,
+};
 
 use millrace_core::{
     Error, ErrorKind, Result,
     epoch::Kind,
+    ids::Lsn,
+    io::Wanted,
     sync::lock,
     wal::{
-        LogReader,
+        LogReader, Watch,
         reader::{Batch, READ_BYTES},
     },
 };
@@ -25,18 +30,70 @@ use crate::{
 #[pyclass(frozen, module = "millrace._core")]
 pub struct Reader {
     inner: Arc<Inner>,
+    wanted: Wanted,
+}
+
+impl Drop for Reader {
+    /// Ends a look that may take long; nobody waits for it.
+    fn drop(&mut self) {
+        self.wanted.withdraw();
+    }
+}
+
+/// Where the records come from.
+pub enum Supply {
+    /// The log that was opened.
+    Log(Box<LogReader>),
+    /// The files that another process writes.
+    Files(Box<Watch>),
+}
+
+impl Supply {
+    fn next_batch(&mut self, records_max: usize) -> Result<Option<Batch>> {
+        match self {
+            Self::Log(reader) => reader.next_batch(records_max),
+            Self::Files(watch) => watch.next_batch(records_max),
+        }
+    }
+
+    fn let_go(&self) {
+        if let Self::Log(reader) = self {
+            reader.let_go();
+        }
+    }
+
+    /// LSN of the record that comes next; `None` at the stop.
+    fn next_lsn(&self) -> Option<Lsn> {
+        match self {
+            Self::Log(reader) => (!reader.is_finished()).then(|| reader.position()),
+            Self::Files(watch) => Some(watch.position()),
+        }
+    }
+
+    /// How long to wait after no records came.
+    fn rest(&self) -> Duration {
+        match self {
+            Self::Log(_) => Duration::ZERO,
+            Self::Files(watch) => watch.rest(),
+        }
+    }
+
+    /// Whether the next call may take as long as an open.
+    fn is_slow(&self) -> bool {
+        matches!(self, Self::Files(watch) if watch.is_lost())
+    }
 }
 
 struct Inner {
     log: Arc<Shared>,
-    reader: Mutex<Option<LogReader>>,
+    reader: Mutex<Option<Supply>>,
     /// The batch that is read ahead of the one being looked at.
     ahead: Mutex<Option<Arc<Pigeonhole>>>,
     records_max: usize,
 }
 
 impl Reader {
-    pub fn new(log: Arc<Shared>, reader: LogReader, records_max: usize) -> Self {
+    pub fn new(log: Arc<Shared>, reader: Supply, wanted: Wanted, records_max: usize) -> Self {
         let inner = Inner {
             log,
             reader: Mutex::new(Some(reader)),
@@ -45,6 +102,7 @@ impl Reader {
         };
         Self {
             inner: Arc::new(inner),
+            wanted,
         }
     }
 }
@@ -64,19 +122,32 @@ impl Reader {
     /// LSN of the record after the last batch; `None` at the stop.
     fn next_lsn(&self) -> Option<u64> {
         let reader = lock(&self.inner.reader);
-        let reader = reader.as_ref().filter(|reader| !reader.is_finished())?;
-        Some(reader.position().0)
+        reader.as_ref()?.next_lsn().map(|lsn| lsn.0)
+    }
+
+    /// How long to wait before the next look, after `batch` gave `None`.
+    fn rest_s(&self) -> f64 {
+        let reader = lock(&self.inner.reader);
+        reader
+            .as_ref()
+            .map_or(0.0, |reader| reader.rest().as_secs_f64())
     }
 }
 
 fn fetch(inner: &Arc<Inner>) -> Result<Arc<Pigeonhole>> {
     let inner = Arc::clone(inner);
-    jobs::start(move || {
+    let is_slow = inner.is_slow();
+    let work = move || {
         let batch = inner.read();
         // The reader keeps the answer that is read ahead: it must not be kept by it in turn.
         let inner = Arc::downgrade(&inner);
         jobs::answer(batch, move |py, batch| show(py, &inner, batch.as_ref()))
-    })
+    };
+    if is_slow {
+        jobs::start_alone("millrace-look", work)
+    } else {
+        jobs::start(work)
+    }
 }
 
 /// Called on the loop's thread: sends the worker ahead, then makes the objects.
@@ -92,6 +163,15 @@ fn show(py: Python<'_>, inner: &Weak<Inner>, batch: Option<&Batch>) -> PyResult<
 }
 
 impl Inner {
+    fn is_slow(&self) -> bool {
+        match self.reader.try_lock() {
+            Ok(reader) => reader.as_ref().is_some_and(Supply::is_slow),
+            Err(TryLockError::Poisoned(_)) => false,
+            // A call that was given up is still at it.
+            Err(TryLockError::WouldBlock) => true,
+        }
+    }
+
     fn read(&self) -> Result<Option<Batch>> {
         match lock(&self.reader).as_mut() {
             Some(reader) => reader.next_batch(self.records_max),
@@ -112,7 +192,7 @@ impl Drop for Inner {
             return;
         }
         // At once, so that a close that follows finds nothing held; the rest takes its time.
-        reader.iter().for_each(LogReader::let_go);
+        reader.iter().for_each(Supply::let_go);
         let log = Arc::clone(&self.log);
         cleanup::later(Kind::Channel, READ_BYTES, move || {
             drop(reader);

@@ -12,8 +12,11 @@
 //! 2   uring | threads | sim     implement io, never import each other
 //! 1b  io                        the contract and the request
 //! 1a  ring | wheel | epoch | port   never import each other
-//! 0   sync, clock, ids, codec, error, fork
+//! 0   sync, clock, ids, codec, error, fork, planted
 //! ```
+
+#[macro_use]
+mod planted;
 
 pub mod clock;
 pub mod codec;

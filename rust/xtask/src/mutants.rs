@@ -1,12 +1,13 @@
 //! Plants known bugs one by one and requires the named test to fail.
 //!
-//! A bug stands in the engine behind `cfg!(mutant = "name")`; `rust/mutants.toml` says which test
-//! must notice it. For each: build, run, and demand a failure within a bounded time. A build that
-//! fails is an error, not a kill, and every killer must first pass on the code as it is.
+//! A bug stands in the engine behind `planted!("name")`; `rust/mutants.toml` says which test must
+//! notice it. For each: name the bug to the process, run, and demand a failure within a bounded
+//! time. A build that fails is an error, not a kill, and every killer must first pass in the same
+//! build without a bug.
 //!
-//! The switch reaches only the engine: this program stands in as the workspace's rustc wrapper,
-//! under a path that carries the bug's name. Cargo keys its cache by that path, so dependencies
-//! are built once and each bug costs one build of the engine.
+//! The switch that compiles the bugs in reaches only the engine: this program stands in as the
+//! workspace's rustc wrapper. Cargo keys its cache by the wrapper's path, so that build lies beside
+//! the others, and one serves all bugs: the environment chooses among them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 pub const TABLE: &str = "rust/mutants.toml";
 
 const WRAPPER_SWITCH: &str = "MILLRACE_PLANTED_BUG_WRAPPER";
+/// Names the bug to the engine, see `rust/core/src/planted.rs`.
+const BUG: &str = "MILLRACE_PLANTED_BUG";
 const SECONDS_DEFAULT: u64 = 120;
 
 /// One planted bug and the test that must notice it.
@@ -163,7 +166,7 @@ fn check_killers(root: &Path, chosen: &[&Mutant]) -> Result<(), String> {
 }
 
 fn execute(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Verdict, String> {
-    let mut build = killer_command(root, mutant, planted)?;
+    let mut build = killer_command(root, mutant, None)?;
     let built = build
         .arg("--no-run")
         .output()
@@ -218,38 +221,40 @@ fn killer_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result
     };
     command
         .env("CARGO_TARGET_DIR", &target)
+        .env("RUSTC_WORKSPACE_WRAPPER", wrapper(&target)?)
+        .env(WRAPPER_SWITCH, "1")
+        .env_remove(BUG)
         .args(mutant.killer.split_whitespace());
     if let Some(name) = planted {
-        command
-            .env("RUSTC_WORKSPACE_WRAPPER", wrapper(&target, name)?)
-            .env(WRAPPER_SWITCH, "1");
+        command.env(BUG, name);
     }
     Ok(command)
 }
 
-/// A link to this program whose name is the bug's.
-fn wrapper(target: &Path, name: &str) -> Result<PathBuf, String> {
+/// A link to this program, so that the build has a path of its own.
+fn wrapper(target: &Path) -> Result<PathBuf, String> {
     let place = || -> std::io::Result<PathBuf> {
-        let folder = target.join("planted");
-        fs::create_dir_all(&folder)?;
-        let link = folder.join(name);
+        fs::create_dir_all(target)?;
+        let link = target.join("planted-engine");
+        let own = std::env::current_exe()?;
+        if fs::read_link(&link).is_ok_and(|there| there == own) {
+            return Ok(link);
+        }
         if fs::symlink_metadata(&link).is_ok() {
             fs::remove_file(&link)?;
         }
-        std::os::unix::fs::symlink(std::env::current_exe()?, &link)?;
+        std::os::unix::fs::symlink(own, &link)?;
         Ok(link)
     };
     place().map_err(|error| format!("cannot prepare the rustc wrapper: {error}"))
 }
 
-/// If cargo started this program as a wrapper: run rustc, with the bug switched on in the engine.
+/// If cargo started this program as a wrapper: run rustc, with the bugs compiled into the engine.
 pub fn wrapped_rustc() -> Option<ExitCode> {
     std::env::var_os(WRAPPER_SWITCH)?;
-    let mut arguments = std::env::args_os();
-    let own = PathBuf::from(arguments.next()?);
+    let mut arguments = std::env::args_os().skip(1);
     let rustc = arguments.next()?;
-    let name = own.file_name()?.to_string_lossy().into_owned();
-    let arguments = planted_arguments(arguments.collect(), &name);
+    let arguments = planted_arguments(arguments.collect());
     let status = Command::new(rustc).args(arguments).status().ok()?;
     Some(
         status
@@ -259,13 +264,13 @@ pub fn wrapped_rustc() -> Option<ExitCode> {
     )
 }
 
-fn planted_arguments(mut arguments: Vec<OsString>, name: &str) -> Vec<OsString> {
+fn planted_arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let is_engine = arguments
         .windows(2)
         .any(|w| w[0] == "--crate-name" && w[1] == "millrace_core");
     if is_engine {
         arguments.push("--cfg".into());
-        arguments.push(format!("mutant=\"{name}\"").into());
+        arguments.push("planted".into());
     }
     arguments
 }
@@ -304,17 +309,11 @@ mod tests {
     }
 
     #[test]
-    fn only_the_engine_is_built_with_the_bug() {
+    fn only_the_engine_is_built_with_the_bugs() {
         // Belief: dependencies, tests and this program are compiled as they are.
         let plain = |krate: &str| vec![OsString::from("--crate-name"), krate.into()];
-        assert_eq!(
-            planted_arguments(plain("crossbeam"), "x"),
-            plain("crossbeam")
-        );
-        let engine = planted_arguments(plain("millrace_core"), "x");
-        assert_eq!(
-            engine[2..],
-            [OsString::from("--cfg"), "mutant=\"x\"".into()]
-        );
+        assert_eq!(planted_arguments(plain("crossbeam")), plain("crossbeam"));
+        let engine = planted_arguments(plain("millrace_core"));
+        assert_eq!(engine[2..], [OsString::from("--cfg"), "planted".into()]);
     }
 }

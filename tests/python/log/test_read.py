@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
-import os
 import pickle
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from millrace import ClosedError, IoError, IoTimeout, Log, LogSettings, Record
-from millrace import log as log_module
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -189,15 +186,27 @@ async def test_follow_goes_on_when_files_are_dropped(
     async with Log.open(directory) as log:
         await log.append(b"kept")
     spoiled = [trouble]
-    read = Log.read
+    watch = Log._watch
 
-    def read_when_quiet(self: Log, *args: Any) -> Any:
-        if spoiled:
-            raise spoiled.pop()
-        return read(self, *args)
+    class Spoiled:
+        """A reader whose first look fails."""
+
+        def __init__(self, *args: Any) -> None:
+            self._reader = watch(*args)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._reader, name)
+
+        async def batch(self) -> list[Record] | None:
+            if spoiled:
+                raise spoiled.pop()
+            return await self._reader.batch()
+
+    def watch_spoiled(*args: Any) -> Spoiled:
+        return Spoiled(*args)
 
     async with Log.open(directory, read_only=True) as reader:
-        monkeypatch.setattr(Log, "read", read_when_quiet)
+        monkeypatch.setattr(Log, "_watch", watch_spoiled)
         following = reader.follow(1)
         async with asyncio.timeout(30):
             assert (await anext(following)).data == b"kept"
@@ -213,71 +222,9 @@ async def test_follow_of_a_lost_directory_ends(directory: Path) -> None:
         following = reader.follow(1)
         assert (await anext(following)).data == b"kept"
         directory.rename(directory.with_name("elsewhere"))
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(IoError) as caught:
             await anext(following)
-
-
-@pytest.mark.parametrize(
-    ("look_s", "pause_s"),
-    [(0.0, 0.1), (0.005, 0.1), (0.05, 0.95), (10.0, 2.0)],
-)
-async def test_follow_rests_in_proportion(
-    directory: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    look_s: float,
-    pause_s: float,
-) -> None:
-    # Looking takes at most a twentieth of the time, whatever a look costs, up to a longest pause.
-    # A look at the times alone is cheap and comes soon.
-    async with Log.open(directory) as log:
-        await log.append(b"old")
-    recent_ns = time.time_ns()
-    sleep, pauses, now = asyncio.sleep, [], [0.0]
-
-    async def rest(delay_s: float) -> None:
-        pauses.append(delay_s)
-        if len(pauses) == 3:
-            raise ClosedError("seen enough")
-        await sleep(0)
-
-    def perf_counter() -> float:
-        now[0] += look_s
-        return now[0]
-
-    async with Log.open(directory, read_only=True) as reader:
-        for entry in directory.iterdir():
-            os.utime(entry, ns=(recent_ns - 10**10, recent_ns - 10**10))
-        monkeypatch.setattr(asyncio, "sleep", rest)
-        monkeypatch.setattr(time, "perf_counter", perf_counter)
-        with pytest.raises(ClosedError):
-            await anext(reader.follow())
-        monkeypatch.undo()
-    assert pauses == [pytest.approx(pause_s), 0.1, 0.1]
-
-
-def test_file_times_of_files_that_vanish(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A file may go between its listing and the look at its time: the others count.
-    directory.mkdir(exist_ok=True)
-    for name in ("a.log", "b.log", "c.other"):
-        (directory / name).touch()
-    os.utime(directory / "a.log", ns=(5, 5))
-    scandir = os.scandir
-
-    class Vanishing:
-        """A listing whose second segment is removed while it is walked."""
-
-        def __init__(self, place: str) -> None:
-            self._entries = list(scandir(place))
-
-        def __enter__(self) -> list[os.DirEntry[str]]:
-            (directory / "b.log").unlink()
-            return self._entries
-
-        def __exit__(self, *exc: object) -> None:
-            pass
-
-    monkeypatch.setattr(os, "scandir", Vanishing)
-    assert log_module._written_ns(os.fspath(directory)) == 5
+        assert caught.value.errno == errno.ENOENT
 
 
 async def test_follow_ends_with_the_log(directory: Path) -> None:

@@ -8,17 +8,17 @@ use std::{path::Path, time::Duration};
 use crate::{
     clock::{Clock, SystemClock},
     error::{Error, ErrorKind, Result},
-    ids::StoreId,
+    ids::{Lsn, StoreId},
     io::{Disk, Durability, Wanted},
     sync::Arc,
     threads::ThreadsDisk,
     uring::{self, UringDisk},
     wal::{
-        Log,
+        Log, Watch,
         choose::Candidate,
         lock::ProcCensus,
         open::World,
-        settings::{CommitPath, Driver, LogSettings},
+        settings::{CommitPath, Driver, LogSettings, RecoveryMode},
     },
 };
 
@@ -158,6 +158,11 @@ fn without_loop(error: &Error) -> Error {
 /// Opens a log to read: no lock, nothing in the directory changes.
 pub fn open_log_read_only(path: &Path, settings: LogSettings, wanted: &Wanted) -> Result<Log> {
     Log::open_read_only(&world_while(wanted)?, path, settings)
+}
+
+/// Follows a log from outside, from `start` on, until `wanted` is withdrawn.
+pub fn watch_log(path: &Path, mode: RecoveryMode, start: Lsn, wanted: &Wanted) -> Result<Watch> {
+    Watch::new(&world_while(wanted)?, path.to_owned(), mode, start)
 }
 
 /// Which backend a log would use here.

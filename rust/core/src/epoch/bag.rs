@@ -73,7 +73,7 @@ impl<W> Limbo<W> {
     pub(super) fn open_below(&mut self, safe: u64) {
         while let Some(bag) = self.bags.pop_front() {
             if bag.epoch >= safe {
-                if cfg!(mutant = "epoch_rotate_unsafe") {
+                if planted!("epoch_rotate_unsafe") {
                     self.bags.push_back(bag);
                     self.items.rotate_left(usize::from(self.items.len() > 1));
                 } else {

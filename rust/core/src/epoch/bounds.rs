@@ -118,7 +118,7 @@ impl Bounds {
             let held = Load::of(word);
             let is_full = held.items >= self.limit.items
                 || bytes > self.limit.bytes.saturating_sub(held.bytes);
-            if is_full && !cfg!(mutant = "epoch_limit_unchecked") {
+            if is_full && !planted!("epoch_limit_unchecked") {
                 return Err(NoRoom::Full);
             }
             let next = (word + ITEM + bytes as u64) | ARMED;
@@ -155,7 +155,7 @@ impl Bounds {
     pub(super) fn release(&self, bytes: usize) {
         // Release: partners are the Acquires in `reserve` and `load`.
         let before = self.word.fetch_sub(ITEM + bytes as u64, Ordering::Release);
-        if before & WAITING != 0 && !cfg!(mutant = "epoch_waiter_unheard") {
+        if before & WAITING != 0 && !planted!("epoch_waiter_unheard") {
             self.wake_waiting();
         }
     }
@@ -202,7 +202,7 @@ impl Bounds {
     /// The tick goes to sleep, unless something is deferred. Returns whether it may.
     pub(super) fn disarm_if_empty(&self) -> bool {
         let mut word = self.word.load(Ordering::Relaxed);
-        while Load::of(word).items == 0 || cfg!(mutant = "epoch_tick_sleeps_early") {
+        while Load::of(word).items == 0 || planted!("epoch_tick_sleeps_early") {
             let swapped = self.word.compare_exchange_weak(
                 word,
                 word & !ARMED,

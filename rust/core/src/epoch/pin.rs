@@ -63,7 +63,7 @@ impl Slot {
         self.turns.store(turns.wrapping_add(1), Ordering::Relaxed);
         // Release: partner is the Acquire in `safe`; see 3 above.
         self.epoch.store(epoch, Ordering::Release);
-        if !cfg!(mutant = "epoch_pin_without_fence") {
+        if !planted!("epoch_pin_without_fence") {
             // Partners: the fences in `safe` and `seal_epoch`; see 1 above.
             fence(Ordering::SeqCst);
         }
@@ -71,7 +71,7 @@ impl Slot {
 
     #[inline]
     fn clear(&self) {
-        let order = if cfg!(mutant = "epoch_unpin_relaxed") {
+        let order = if planted!("epoch_unpin_relaxed") {
             Ordering::Relaxed
         } else {
             // Release: partner is the Acquire in `safe`.
@@ -154,7 +154,7 @@ impl Domain {
         let registry = lock(&self.registry);
         // Partner: the fence in `publish`.
         fence(Ordering::SeqCst);
-        if cfg!(mutant = "epoch_advance_past_pin") {
+        if planted!("epoch_advance_past_pin") {
             return now;
         }
         let pinned = registry
@@ -262,7 +262,7 @@ impl Participant {
     fn unpin(&self) {
         let depth = self.depth.get() - 1;
         self.depth.set(depth);
-        if depth == 0 || cfg!(mutant = "epoch_nested_unpin_publishes") {
+        if depth == 0 || planted!("epoch_nested_unpin_publishes") {
             self.slot.clear();
             self.books.on_unpin(&self.books);
         }

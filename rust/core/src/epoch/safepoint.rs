@@ -216,7 +216,7 @@ impl<W: Work> Inner<W> {
 
     /// Seals what was pushed and finds out what is safe. Returns whether anything is.
     fn open_bags(&self, limbo: &mut Limbo<W>) -> bool {
-        let early = cfg!(mutant = "epoch_seal_local").then_some(limbo.sealed_at);
+        let early = planted!("epoch_seal_local").then_some(limbo.sealed_at);
         let mut is_new = false;
         // No more than what may be deferred at once: pushes that go on do not keep us here.
         for _ in 0..self.settings.max_items {
@@ -278,13 +278,13 @@ impl<W: Work> Inner<W> {
             bytes,
             is_carried: false,
         };
-        if cfg!(mutant = "epoch_release_before_run") {
+        if planted!("epoch_release_before_run") {
             self.bounds.release(bytes);
         }
         let outcome = caught(|| run(work, &mut slip));
         if !slip.is_carried {
             self.settle(kind, outcome);
-            if !cfg!(mutant = "epoch_release_before_run") {
+            if !planted!("epoch_release_before_run") {
                 self.bounds.release(bytes);
             }
         }
@@ -332,7 +332,7 @@ impl<W: Work> Inner<W> {
 
 /// Runs `work`; a panic is an error like any other.
 fn caught(work: impl FnOnce() -> Result<()>) -> Result<()> {
-    if cfg!(mutant = "epoch_panic_escapes") {
+    if planted!("epoch_panic_escapes") {
         return work();
     }
     match catch_unwind(AssertUnwindSafe(work)) {

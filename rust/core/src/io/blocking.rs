@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use super::{Access, Answer, Backend, Buffer, Class, File, Finished, Op, Request, Token, Wait};
+use super::{
+    Access, Answer, Backend, Buffer, Class, File, Finished, Op, Request, Status, Token, Wait,
+};
 use crate::{
     clock::Mono,
     error::{Error, ErrorKind, Result},
@@ -89,6 +91,14 @@ impl<'a> Blocking<'a> {
     pub fn length(&mut self, file: &File) -> Result<u64> {
         match self.run(Op::Length { file: file.clone() })?.0 {
             Answer::Length(length) => Ok(length),
+            other => Err(surprise(&other)),
+        }
+    }
+
+    /// What is known about `file`.
+    pub fn status(&mut self, file: &File) -> Result<Status> {
+        match self.run(Op::Stat { file: file.clone() })?.0 {
+            Answer::Status(status) => Ok(*status),
             other => Err(surprise(&other)),
         }
     }

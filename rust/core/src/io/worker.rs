@@ -72,7 +72,7 @@ impl State {
             return Some(request);
         }
         let bulk = self.busy.iter().filter(|(_, _, bulk)| *bulk).count();
-        if bulk < bulk_max || cfg!(mutant = "workers_no_reserve") {
+        if bulk < bulk_max || planted!("workers_no_reserve") {
             return self.bulk.pop_front();
         }
         None

@@ -37,7 +37,7 @@ impl Warmth {
         if pause > 0 {
             self.pause.store(pause - 1, Ordering::Relaxed);
         }
-        pause == 0 || cfg!(mutant = "cached_never_pauses")
+        pause == 0 || planted!("cached_never_pauses")
     }
 
     fn on_hit(&self) {

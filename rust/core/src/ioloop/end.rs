@@ -110,7 +110,7 @@ impl IoLoop {
         // A panic may have left the backend anywhere: nothing of it is used again, and nothing
         // of it is freed.
         let backend = self.backend.take();
-        if !cfg!(mutant = "ioloop_frees_after_a_panic") {
+        if !planted!("ioloop_frees_after_a_panic") {
             std::mem::forget(backend);
         }
         let told =

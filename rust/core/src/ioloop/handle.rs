@@ -122,7 +122,7 @@ impl Shared {
         // Partner: the fence in `end`. The push is before it and the look at the state after it,
         // so either `end` finds the message or we find that it is over.
         fence(Ordering::SeqCst);
-        if self.state.load(Ordering::Relaxed) == OVER && !cfg!(mutant = "ioloop_late_push_lost") {
+        if self.state.load(Ordering::Relaxed) == OVER && !planted!("ioloop_late_push_lost") {
             self.answer_queue();
         } else if wake {
             self.waker.wake();

@@ -122,7 +122,7 @@ impl Settings {
 
     /// Places kept for those who wait for durability.
     fn reserved(&self) -> usize {
-        if cfg!(mutant = "ioloop_no_reserve") || self.size < 2 {
+        if planted!("ioloop_no_reserve") || self.size < 2 {
             return 0;
         }
         (self.size / 8).max(1)

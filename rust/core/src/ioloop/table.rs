@@ -144,7 +144,7 @@ impl Row {
 }
 
 fn token(place: u32, generation: u32) -> Token {
-    if cfg!(mutant = "ioloop_no_generation") {
+    if planted!("ioloop_no_generation") {
         return Token(u64::from(place));
     }
     Token(u64::from(generation) << 32 | u64::from(place))
@@ -243,7 +243,7 @@ impl Table {
         let Some(row) = self.get(key) else {
             return Forgotten::Nothing;
         };
-        let changes = row.traits.changes && !cfg!(mutant = "ioloop_forget_drops_writes");
+        let changes = row.traits.changes && !planted!("ioloop_forget_drops_writes");
         match (&mut row.state, changes) {
             (State::Waiting(_), false) => {
                 self.free(key).map_or(Forgotten::Nothing, Forgotten::Left)

@@ -220,7 +220,7 @@ impl IoLoop {
             .insert(Row::waiting(id, traits, ask, Some(waiter), at));
         if let Some(deadline) = deadline
             && !self.arm(key, deadline)
-            && !cfg!(mutant = "ioloop_submits_the_past")
+            && !planted!("ioloop_submits_the_past")
         {
             self.on_deadline(key);
             return;
@@ -300,7 +300,7 @@ impl IoLoop {
             }
             Expiry::Cancel => {
                 self.cancel(key);
-                let tick = if cfg!(mutant = "ioloop_answers_at_the_cancel") {
+                let tick = if planted!("ioloop_answers_at_the_cancel") {
                     Duration::ZERO
                 } else {
                     self.settings.tick
@@ -325,7 +325,7 @@ impl IoLoop {
         if let Some(row) = self.table.get(key) {
             row.timer = None;
             let (id, waiter, changes) = (row.id, row.waiter.take(), row.traits.changes);
-            if cfg!(mutant = "ioloop_frees_at_the_timeout") {
+            if planted!("ioloop_frees_at_the_timeout") {
                 self.table.finish(key);
             }
             self.answer(id, waiter, Err(timeout(changes)));
@@ -492,7 +492,7 @@ impl IoLoop {
             metrics.cancelled_late.up();
         }
         match result {
-            Ok(_) if row.timed_out() && cfg!(mutant = "ioloop_cancel_beats_success") => {
+            Ok(_) if row.timed_out() && planted!("ioloop_cancel_beats_success") => {
                 Err(timeout(row.traits.changes))
             }
             Err(error) if stopped && row.timed_out() => {
@@ -526,7 +526,7 @@ impl IoLoop {
 fn timeout(indeterminate: bool) -> Error {
     Error::new(ErrorKind::Timeout, "the deadline passed").with(
         "indeterminate",
-        i128::from(indeterminate && !cfg!(mutant = "ioloop_timeouts_are_certain")),
+        i128::from(indeterminate && !planted!("ioloop_timeouts_are_certain")),
     )
 }
 

@@ -70,7 +70,7 @@ impl Handshake {
 
     /// Says that the owner is about to sleep; false if somebody called in the meantime.
     pub fn announce(&self) -> bool {
-        if cfg!(mutant = "handshake_announce_blind") {
+        if planted!("handshake_announce_blind") {
             self.word.store(SLEEPING, Ordering::Relaxed);
             return true;
         }
@@ -82,7 +82,7 @@ impl Handshake {
 
     /// Calls the owner.
     pub fn call(&self, bit: u32) -> Call {
-        let ordering = if cfg!(mutant = "handshake_relaxed_call") {
+        let ordering = if planted!("handshake_relaxed_call") {
             Ordering::Relaxed
         } else {
             Ordering::AcqRel

@@ -86,16 +86,16 @@ impl<T: Send> Port<T> {
 
     /// Silences the bell, then takes at most `budget` items in the order they were pushed.
     pub fn drain(&self, budget: usize, mut take: impl FnMut(T)) -> Drained {
-        if !cfg!(mutant = "port_clear_after_take") {
+        if !planted!("port_clear_after_take") {
             self.bell.silence();
         }
         let unfinished = Unfinished(&self.bell);
         let drained = self.take(budget, &mut take);
         std::mem::forget(unfinished);
-        if cfg!(mutant = "port_clear_after_take") {
+        if planted!("port_clear_after_take") {
             self.bell.silence();
         }
-        if drained == Drained::BudgetSpent && !cfg!(mutant = "port_no_rering") {
+        if drained == Drained::BudgetSpent && !planted!("port_no_rering") {
             self.bell.ring();
         }
         drained

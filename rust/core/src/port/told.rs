@@ -56,7 +56,7 @@ impl<T> Told<T> {
         }
         let next = next();
         let address = next.as_ref().map_or(0, address_of);
-        let in_two_steps = cfg!(mutant = "told_in_two_steps");
+        let in_two_steps = planted!("told_in_two_steps");
         if in_two_steps {
             self.address.store(address, Ordering::Relaxed);
         }

@@ -33,7 +33,7 @@ impl Watch {
             return true;
         }
         self.arm();
-        if cfg!(mutant = "port_no_recheck") {
+        if planted!("port_no_recheck") {
             return false;
         }
         ready()

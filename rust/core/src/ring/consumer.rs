@@ -193,7 +193,7 @@ impl<T: Weigh + Send> Consumer<T> {
     pub fn announce(&mut self) -> Rest {
         self.shared.set_sleeping(true);
         // Killed by `loom::a_sleeping_consumer_is_woken`.
-        if cfg!(mutant = "ring_park_without_recheck") {
+        if planted!("ring_park_without_recheck") {
             return Rest::Sleep;
         }
         match self.tap.look_ahead() {

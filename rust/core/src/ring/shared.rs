@@ -80,7 +80,7 @@ impl<T: Weigh + Send> Shared<T> {
     #[inline]
     pub(super) fn claim_behind_queue(&self, count: u64, bytes: usize) -> Result<Run<'_, T>, Shut> {
         // Killed by `tests::queue::nobody_overtakes_the_queue`.
-        if self.queued() != 0 && !cfg!(mutant = "ring_overtake") {
+        if self.queued() != 0 && !planted!("ring_overtake") {
             return Err(if self.slots.word().is_closed() {
                 Shut::Closed
             } else {
@@ -93,7 +93,7 @@ impl<T: Weigh + Send> Shared<T> {
         self.claim_counted(count, bytes, Look::Glance)
             .map_err(|(shut, undone)| {
                 // Killed by `loom::reserved_bytes_given_back_let_the_queue_in`.
-                if undone && !cfg!(mutant = "ring_undo_is_silent") {
+                if undone && !planted!("ring_undo_is_silent") {
                     self.admit_queued();
                 }
                 shut

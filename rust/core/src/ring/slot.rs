@@ -24,11 +24,14 @@ use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering, UnsafeCell};
 
 /// Orders the payload before the stamp; partner: the acquire load in [`Slot::is_published`].
 /// Killed by `loom::two_producers_against_the_consumer`.
-const PUBLISH: Ordering = if cfg!(mutant = "ring_release_relaxed") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline]
+fn publish() -> Ordering {
+    if planted!("ring_release_relaxed") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
 
 /// Why a claim was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +70,7 @@ impl<T> Slot<T> {
 
     #[inline]
     fn is_published(&self, position: u64) -> bool {
-        // Acquire: partner is the store of `PUBLISH` in `Run::put`; what was written before the
+        // Acquire: partner is the store by [`publish`] in `Run::put`; what was written before the
         // stamp is seen after it.
         self.stamp.load(Ordering::Acquire) == position
     }
@@ -117,7 +120,7 @@ impl<T> Slots<T> {
         match look {
             // The planted bug joins the queue without looking again.
             // Killed by `loom::a_queued_append_is_woken_by_released_slots`.
-            Look::Sure if cfg!(mutant = "ring_queue_without_recheck") => {
+            Look::Sure if planted!("ring_queue_without_recheck") => {
                 self.released.load(Ordering::Acquire)
             }
             // Acquire: partner is the release half of `Tap::release`; the tap has moved the old
@@ -155,11 +158,11 @@ impl<T> Slots<T> {
             match self.refuses_at(word, count, look) {
                 // The planted bug looks at the closed mark once and then insists.
                 // Killed by `tests::crowd::close_storm` and `loom::append_against_close_and_drain`.
-                Some(Shut::Closed) if cfg!(mutant = "ring_close_loses") && !first_look => {}
+                Some(Shut::Closed) if planted!("ring_close_loses") && !first_look => {}
                 Some(shut) => return Err(shut),
                 None => {}
             }
-            if cfg!(mutant = "ring_close_loses") {
+            if planted!("ring_close_loses") {
                 first_look = false;
                 crate::sync::thread::yield_now();
             }
@@ -239,7 +242,7 @@ impl<T> Run<'_, T> {
             // `Slots::claim` acquired. `Slots::claim` alone makes runs, each position once.
             unsafe { (*cell).write(value) };
         });
-        slot.stamp.store(self.next, PUBLISH);
+        slot.stamp.store(self.next, publish());
         self.next = step(self.next, 1);
         self.left -= 1;
     }

@@ -34,7 +34,7 @@ impl UringBackend {
         let Some(key) = self.keys.get(&token).copied() else {
             return self.pool.cancel(token).unwrap_or(Cancelled::TooLate);
         };
-        let parked = self.leave_parking(key) || cfg!(mutant = "uring_frees_on_cancel");
+        let parked = self.leave_parking(key) || planted!("uring_frees_on_cancel");
         if parked && let Some(flight) = self.let_off(key) {
             self.ready.push(flight.withdraw());
             return Cancelled::Taken;

@@ -121,7 +121,7 @@ impl Flight {
         let Some((work, file, offset, length)) = Self::plan(&request.op) else {
             return Way::Calls(request);
         };
-        if guest && request.class == Class::Background && !cfg!(mutant = "uring_orphans") {
+        if guest && request.class == Class::Background && !planted!("uring_orphans") {
             return Way::Calls(request);
         }
         let through_cache = matches!(work, Work::Write { .. }) && !file.is_direct();

@@ -20,7 +20,7 @@ use super::{UringBackend, flight::Flight};
 impl UringBackend {
     /// Whether a flight was cancelled for want of a worker, and may be submitted again.
     pub(super) fn is_orphan(closed: bool, flight: &mut Flight, answer: i32) -> bool {
-        let cancelled = answer == -libc::ECANCELED && !cfg!(mutant = "uring_orphans");
+        let cancelled = answer == -libc::ECANCELED && !planted!("uring_orphans");
         cancelled && !closed && flight.may_begin_again()
     }
 }

@@ -246,7 +246,7 @@ impl UringBackend {
         self.stage_bell();
         while let Some(key) = self.cancels.pop_front() {
             if !self.stage_cancel(key) {
-                if !cfg!(mutant = "uring_full_queue_loses_cancels") {
+                if !planted!("uring_full_queue_loses_cancels") {
                     self.cancels.push_front(key);
                 }
                 return;

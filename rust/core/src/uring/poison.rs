@@ -56,7 +56,7 @@ impl UringBackend {
                 self.ready.push(flight.abandon(told()));
             }
         }
-        if leaked && !cfg!(mutant = "uring_closes_poisoned_ring") {
+        if leaked && !planted!("uring_closes_poisoned_ring") {
             std::mem::forget((self.ring.take(), self.held.clone()));
         } else {
             self.ring = None;

@@ -161,9 +161,7 @@ impl Catalogue {
             let fresh = self.pin();
             // The pin is taken, with its fence; now the look. See 1 above.
             let position = hold.position.load(Ordering::Relaxed);
-            if position >= self.mark.load(Ordering::Relaxed)
-                || cfg!(mutant = "hold_renewed_blindly")
-            {
+            if position >= self.mark.load(Ordering::Relaxed) || planted!("hold_renewed_blindly") {
                 // One that has let go stays so.
                 let before = lock(&hold.pin)
                     .as_mut()

@@ -93,7 +93,7 @@ impl Seed {
         let mut identity = [0; 32];
         put(&mut identity, 0, &store.0);
         put(&mut identity, 16, &segment.0.to_le_bytes());
-        if !cfg!(mutant = "seed_without_incarnation") {
+        if !planted!("seed_without_incarnation") {
             put(&mut identity, 24, &incarnation.0.to_le_bytes());
         }
         Self(crc32c(0, &identity))
@@ -101,7 +101,7 @@ impl Seed {
 
     /// The seed of a frame that starts at `offset`.
     pub fn at(self, offset: u64) -> u32 {
-        let offset = if cfg!(mutant = "seed_without_offset") {
+        let offset = if planted!("seed_without_offset") {
             0
         } else {
             offset
@@ -224,7 +224,7 @@ impl FrameHeader {
     pub fn check_body(&self, frame: &[u8], seed: u32) -> Result<(), FrameFault> {
         match frame.get(FRAME_HEADER_BYTES..self.frame_bytes as usize) {
             None => Err(FrameFault::Short),
-            Some(_) if cfg!(mutant = "body_unchecked") => Ok(()),
+            Some(_) if planted!("body_unchecked") => Ok(()),
             Some(body) if crc32c(seed, body) != self.body_crc => Err(FrameFault::BodyChecksum),
             Some(_) => Ok(()),
         }
@@ -292,9 +292,9 @@ impl Expected {
 
     /// Checks that `frame` continues the chain, and moves past it.
     pub fn follow(&mut self, frame: &FrameHeader) -> Result<(), FrameFault> {
-        let wrong = if frame.previous_crc != self.chain && !cfg!(mutant = "chain_dropped") {
+        let wrong = if frame.previous_crc != self.chain && !planted!("chain_dropped") {
             "the frame does not continue the one before it"
-        } else if frame.first != self.next && !cfg!(mutant = "lsn_unchecked") {
+        } else if frame.first != self.next && !planted!("lsn_unchecked") {
             "the frame does not start at the next LSN"
         } else if frame.index != self.index {
             "the frame is not the next one of its segment"

@@ -129,7 +129,7 @@ impl Shared {
         )
         .with("durable_lsn", self.durable().0)
         .caused_by(cause);
-        if cfg!(mutant = "poison_not_sticky") {
+        if planted!("poison_not_sticky") {
             return;
         }
         self.marks.fail(error);

@@ -19,7 +19,8 @@
 //! [`commit`] writes them, fed by `group` and helped by `prepare`; [`log`] is the handle for any
 //! thread; `marks` tells waiters; `truncate` drops old segments; `handle` is all of it on the machine's own disk; [`open`] begins; `driver`
 //! turns the committer on a thread of its own; `choose` measures the ways to the disk; `cursor`
-//! keeps named positions; `lock` keeps other owners out.
+//! keeps named positions; `lock` keeps other owners out; `watch` follows from outside a log that
+//! somebody else owns.
 //!
 #![doc = include_str!("FORMAT.md")]
 
@@ -55,10 +56,12 @@ mod truncate;
 mod turner;
 pub mod verdict;
 pub mod verify;
+mod watch;
 
 pub use counters::Counts;
 pub use handle::{Log, LogReader, Way};
 pub use marks::Level;
+pub use watch::Watch;
 
 #[cfg(test)]
 mod tests;

@@ -32,7 +32,7 @@ use super::{
     lock::{self, Census},
     log::{Appender, Shared},
     reader::Catalogue,
-    recovery::{self, Recovered, SegmentSummary, WriteBar},
+    recovery::{self, Recovered, RecoveryMode, SegmentSummary, WriteBar},
     recycle::{Spares, open_shared},
     segment::{self, SegmentHeader, SegmentLimits},
     settings::LogSettings,
@@ -122,15 +122,7 @@ pub(crate) fn open_read_only(
     let mut backend = world.disk.backend()?;
     let mut io = Blocking::new(&mut *backend).while_wanted(&world.wanted);
     let dir = io.open_dir(path, false)?;
-    let recovered = recovery::recover(&mut io, &dir, settings.recovery)?;
-    if let Some(end) = recovered.end {
-        match open_shared(&mut io, &dir, end.segment) {
-            Ok(file) => io.sync(&file)?,
-            // Dropped by its owner since, who drops only what is durable.
-            Err(error) if error.errno() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let recovered = recover_to_read(&mut io, &dir, settings.recovery)?;
     let cursors = Cursors::load(&mut io, &dir, false)?;
     let segments = Segments::new(Catalogue::new(&recovered), Spares::none());
     let (producer, _consumer) = make_ring(&settings)?;
@@ -145,6 +137,24 @@ pub(crate) fn open_read_only(
     )?;
     shared.marks.fail(read_only());
     Ok((Appender(Arc::new(shared)), dir))
+}
+
+/// What `dir` holds, all of it durable.
+pub(super) fn recover_to_read(
+    io: &mut Blocking,
+    dir: &File,
+    mode: RecoveryMode,
+) -> Result<Recovered> {
+    let recovered = recovery::recover(io, dir, mode)?;
+    if let Some(end) = recovered.end {
+        match open_shared(io, dir, end.segment) {
+            Ok(file) => io.sync(&file)?,
+            // Dropped by its owner since, who drops only what is durable.
+            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(recovered)
 }
 
 /// The answer to every change of a log that was opened to read.
@@ -240,7 +250,7 @@ fn begin_segment(
     io.write(&file, 0, length, image, true)?;
     io.sync(&file)?;
     io.rename(dir, &temporary, &name)?;
-    if !cfg!(mutant = "open_without_directory_sync") {
+    if !planted!("open_without_directory_sync") {
         io.sync_dir(dir)?;
     }
     let file = if manner.direct {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    ids::Lsn,
+    ids::{Lsn, SegmentId},
     io::{Blocking, Buffer, File},
 };
 
@@ -112,6 +112,8 @@ pub struct Reader {
     place: Option<Place>,
     chunk: Arc<Buffer>,
     chunk_bytes: usize,
+    /// A segment that is being written, and how much of it is known to be.
+    written: Option<(SegmentId, u64)>,
 }
 
 /// Where a reader is inside a segment.
@@ -133,6 +135,8 @@ struct Place {
     rest: Option<Rest>,
     /// Where it was already read again, past the cache.
     reread_at: u64,
+    /// Nothing behind this offset is read.
+    written: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -172,6 +176,7 @@ impl Reader {
             place: None,
             chunk: Arc::new(Buffer::zeroed(0)),
             chunk_bytes: READ_BYTES,
+            written: None,
         })
     }
 
@@ -183,6 +188,17 @@ impl Reader {
             chunk_bytes,
             ..self
         }
+    }
+
+    /// No byte of `segment` behind `offset` was seen to be written: it reads none of them.
+    pub(super) fn is_written_to(&mut self, segment: SegmentId, offset: u64) {
+        self.written = Some((segment, offset));
+    }
+
+    /// Goes on in this segment, of which the file is open and held shared. For a reader that has
+    /// given everything before it.
+    pub(super) fn go_on_in(&mut self, summary: SegmentSummary, file: File) {
+        self.place = Some(Place::new(summary, file));
     }
 
     /// Holds nothing back any more. What it reads after this may have been removed.
@@ -208,7 +224,7 @@ impl Reader {
         up_to: Lsn,
         records_max: usize,
     ) -> Result<Option<Batch>> {
-        let up_to = up_to.plus(u64::from(cfg!(mutant = "reader_above_durable")));
+        let up_to = up_to.plus(u64::from(planted!("reader_above_durable")));
         let limit = match self.stop {
             Some(stop) => up_to.min(stop.previous()),
             None => up_to,
@@ -281,6 +297,13 @@ impl Reader {
             return Ok(());
         }
         let block = place.limits().block_bytes as usize;
+        if let Some((segment, offset)) = self.written {
+            place.written = if segment == place.summary.id() {
+                offset
+            } else {
+                u64::MAX
+            };
+        }
         match place.fill(io, &mut self.chunk, self.chunk_bytes) {
             // The bad sector may lie behind what is needed now.
             Err(error) if is_unreadable(&error) => place.fill(io, &mut self.chunk, block)?,
@@ -356,6 +379,7 @@ impl Place {
             fresh: Lsn::ZERO,
             rest: None,
             reread_at: 0,
+            written: u64::MAX,
             file,
             summary,
         }
@@ -416,7 +440,7 @@ impl Place {
     fn fill(&mut self, io: &mut Blocking, chunk: &mut Arc<Buffer>, bytes: usize) -> Result<()> {
         let most = match self.summary.end {
             Some(end) => end.offset,
-            None => self.limits().segment_bytes,
+            None => self.limits().segment_bytes.min(self.written),
         };
         let left = usize::try_from(most.saturating_sub(self.offset)).unwrap_or(usize::MAX);
         let wanted = bytes.min(left);

@@ -153,6 +153,17 @@ impl SegmentSummary {
     }
 }
 
+/// Where the chain of the last segment ends, for who goes on from there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frontier {
+    /// The segment, as one that is being written.
+    pub summary: SegmentSummary,
+    /// Offset of the frame that would come next.
+    pub offset: u64,
+    /// What it must say.
+    pub expected: Expected,
+}
+
 /// Why a log must not be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteBar {
@@ -175,6 +186,8 @@ pub struct Recovered {
     pub next: Lsn,
     /// What the header of the next segment says about its predecessor.
     pub end: Option<End>,
+    /// Where the last segment with a header ends; `None` if there is none, or after a salvage.
+    pub frontier: Option<Frontier>,
     /// A number that no file in the directory has.
     pub next_segment: SegmentId,
     /// An incarnation that no segment has.
@@ -226,7 +239,7 @@ pub(super) fn look_until_sure(
             }
             _ => return found,
         };
-        if doubt.is_some() && (doubted == doubt || cfg!(mutant = "damage_seen_once")) {
+        if doubt.is_some() && (doubted == doubt || planted!("damage_seen_once")) {
             return found;
         }
         doubts += u32::from(doubt.is_some());
@@ -264,6 +277,7 @@ fn attempt(io: &mut Blocking, dir: &File, mode: RecoveryMode) -> Result<Recovere
     check_identity(&survey, last)?;
     let tail = read_tail(io, dir, last)?;
     tail.report(mode, &mut recovered)?;
+    recovered.frontier = Some(tail.frontier());
     let members = lead_back(io, dir, &survey, last)?;
     recovered.assemble(&survey, last, members, tail.scanner.end());
     Ok(recovered)
@@ -281,6 +295,7 @@ impl Recovered {
             first: Lsn::FIRST,
             next: Lsn::FIRST,
             end: None,
+            frontier: None,
             next_segment: SegmentId(survey.highest + 1),
             incarnation: Incarnation(incarnation.unwrap_or(0) + 1),
             superseded: Vec::new(),
@@ -379,7 +394,7 @@ fn lead_back(
             // Truncation removes the oldest first: a gap above a file that is left is no
             // truncation.
             let older = survey.found.iter().rfind(|found| found.id < prior.segment);
-            if let Some(older) = older.filter(|_| !cfg!(mutant = "missing_segment_accepted")) {
+            if let Some(older) = older.filter(|_| !planted!("missing_segment_accepted")) {
                 let first = older.valid().map_or(Lsn::FIRST, |header| header.base);
                 return Err(refuse(Evidence::Missing, first));
             }
@@ -465,6 +480,7 @@ pub(super) fn settle(
 
 /// The last segment, read to the end of its chain.
 struct Read {
+    header_crc: u32,
     scanner: Scanner,
     settled: Settled,
 }
@@ -477,7 +493,11 @@ fn read_tail(io: &mut Blocking, dir: &File, found: &Found) -> Result<Read> {
     let file = open_shared(io, dir, found.id)?;
     let mut scanner = Scanner::new(header, header_crc, file.clone(), found.length);
     let settled = settle(io, &file, &mut scanner, u64::MAX)?;
-    Ok(Read { scanner, settled })
+    Ok(Read {
+        header_crc,
+        scanner,
+        settled,
+    })
 }
 
 impl Read {
@@ -513,6 +533,15 @@ impl Read {
             }
         }
         Ok(())
+    }
+
+    fn frontier(&self) -> Frontier {
+        let header = self.scanner.header().clone();
+        Frontier {
+            summary: SegmentSummary::new(header, self.header_crc, None),
+            offset: self.scanner.end().offset,
+            expected: self.scanner.expected(),
+        }
     }
 
     /// The last LSN that a later header shows to be missing.

@@ -106,8 +106,7 @@ impl Spares {
     fn worth_keeping(&self, segment: &SegmentSummary) -> Option<Spare> {
         let (incarnation, wanted) = self.wanted?;
         let end = segment.end?;
-        let is_ours =
-            end.incarnation == incarnation || cfg!(mutant = "spare_of_an_earlier_opening");
+        let is_ours = end.incarnation == incarnation || planted!("spare_of_an_earlier_opening");
         let is_long = end.offset * WORTH.1 >= wanted * WORTH.0 && end.offset <= wanted;
         let has_room = lock(&self.kept).len() < SPARES_MAX;
         (is_ours && is_long && has_room).then_some(Spare {

@@ -168,6 +168,13 @@ impl Scanner {
         }
     }
 
+    /// Reads so much at a time.
+    #[must_use]
+    pub fn with_chunk(mut self, chunk: usize) -> Self {
+        self.source.chunk = chunk;
+        self
+    }
+
     /// The segment had a successor, which is lost: its file may have been cut to its end.
     pub fn allow_short(&mut self) {
         self.may_be_short = true;
@@ -284,7 +291,7 @@ impl Scanner {
     /// file that was another segment before, only a header of this one does.
     fn residue(&self, end: u64, found: &Result<FrameHeader, FrameFault>) -> u64 {
         match found {
-            _ if !self.header.is_recycled || cfg!(mutant = "stale_bytes_are_a_torn_tail") => end,
+            _ if !self.header.is_recycled || planted!("stale_bytes_are_a_torn_tail") => end,
             Ok(frame) => {
                 let begin = end - u64::from(self.header.limits.block_bytes);
                 self.source
@@ -302,9 +309,9 @@ impl Scanner {
             Later::Proof(Proof::AfterClose)
         } else if later.index <= self.expected.index || later.first < self.expected.next {
             Later::Proof(Proof::OutOfLine)
-        } else if later.durable >= self.expected.next && !cfg!(mutant = "durable_claim_ignored") {
+        } else if later.durable >= self.expected.next && !planted!("durable_claim_ignored") {
             Later::Proof(Proof::Durable)
-        } else if later.index - self.expected.index >= window && !cfg!(mutant = "window_ignored") {
+        } else if later.index - self.expected.index >= window && !planted!("window_ignored") {
             Later::Proof(Proof::Window)
         } else {
             Later::Unproven

@@ -148,7 +148,7 @@ pub(super) fn serve(shared: &Shared, turner: &Turner) {
         let is_due = steward.due.load(Ordering::Relaxed) <= steward.now();
         let is_neglected = slept && turner.turns() == seen;
         let is_called = steward.is_called.swap(false, Ordering::Relaxed);
-        if (is_due || is_neglected || is_called) && !cfg!(mutant = "steward_idles") {
+        if (is_due || is_neglected || is_called) && !planted!("steward_idles") {
             turner.turn_now(shared, Who::Thread);
         }
     }

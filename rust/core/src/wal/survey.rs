@@ -98,10 +98,10 @@ impl Survey {
 fn examine(io: &mut Blocking, dir: &File, id: SegmentId, trusted: bool) -> Result<Found> {
     let file = open_shared(io, dir, id)?;
     if !trusted {
-        if !cfg!(mutant = "recovery_without_sync") {
+        if !planted!("recovery_without_sync") {
             io.sync(&file)?;
         }
-        if !cfg!(mutant = "recovery_from_cache") {
+        if !planted!("recovery_from_cache") {
             io.drop_cache(&file)?;
         }
     }

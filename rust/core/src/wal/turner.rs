@@ -364,7 +364,7 @@ impl Turner {
             return None;
         }
         let done = catch_unwind(AssertUnwindSafe(|| part(engine)));
-        if done.is_err() && !cfg!(mutant = "turn_panic_swallowed") {
+        if done.is_err() && !planted!("turn_panic_swallowed") {
             engine.has_panicked = true;
             shared.poison(Error::new(
                 ErrorKind::Poisoned,

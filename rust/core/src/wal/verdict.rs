@@ -124,7 +124,7 @@ pub fn judge(evidence: Evidence) -> Verdict {
             }
             (.., Unreadable::Far) => V::Damage("a sector behind the end cannot be read"),
             (Stop::Full, ..) => V::End,
-            _ if tail.cut_short && !cfg!(mutant = "short_file_accepted") => {
+            _ if tail.cut_short && !planted!("short_file_accepted") => {
                 V::Damage("the file is shorter than its header says and was not closed")
             }
             (_, Later::Unproven, _) | (.., Unreadable::Near) => V::Torn,

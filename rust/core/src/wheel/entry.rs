@@ -147,7 +147,7 @@ impl<T> Slab<T> {
         let chunk = self.chunks.get((key.index >> CHUNK_BITS) as usize)?;
         let entry = chunk.entries.get(place_of(key.index))?;
         let is_same = entry.generation == key.generation
-            || cfg!(mutant = "wheel_generation_unused") && entry.generation != 0;
+            || planted!("wheel_generation_unused") && entry.generation != 0;
         is_same.then_some(key.index)
     }
 
@@ -172,7 +172,7 @@ impl<T> Slab<T> {
         let value = entry.value.take();
         entry.generation = 0;
         entry.next = chunk.vacant;
-        if !cfg!(mutant = "wheel_place_lost") {
+        if !planted!("wheel_place_lost") {
             chunk.vacant = place_of(index) as u32;
         }
         chunk.live -= 1;
@@ -244,7 +244,7 @@ impl<T> Slab<T> {
     /// Gives an empty chunk back, unless it is the only one with room: that one is needed next.
     fn on_empty(&mut self, number: u32) {
         let chunk = &self.chunks[number as usize];
-        if chunk.prev == NONE && chunk.next == NONE || cfg!(mutant = "wheel_chunk_kept") {
+        if chunk.prev == NONE && chunk.next == NONE || planted!("wheel_chunk_kept") {
             return;
         }
         self.leave_room(number);

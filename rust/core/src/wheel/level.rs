@@ -29,7 +29,7 @@ pub fn place(elapsed: u64, tick: u64) -> (usize, usize) {
 #[inline]
 pub fn slot_at(tick: u64, level: usize) -> usize {
     let slot = (tick >> shift(level)) as usize & (SLOTS - 1);
-    if cfg!(mutant = "wheel_slot_of_level_below") && level > 1 {
+    if planted!("wheel_slot_of_level_below") && level > 1 {
         return (tick >> shift(level - 1)) as usize & (SLOTS - 1);
     }
     slot

@@ -227,7 +227,7 @@ impl<T> TimeoutWheel<T> {
     #[inline]
     fn tick_up(&self, deadline: Mono) -> u64 {
         let since = deadline.0.saturating_sub(self.origin.0);
-        if cfg!(mutant = "wheel_deadline_rounds_down") {
+        if planted!("wheel_deadline_rounds_down") {
             return since / self.tick_ns;
         }
         since.div_ceil(self.tick_ns)
@@ -237,7 +237,7 @@ impl<T> TimeoutWheel<T> {
     #[inline]
     fn tick_down(&self, now: Mono) -> u64 {
         let since = now.0.saturating_sub(self.origin.0);
-        if cfg!(mutant = "wheel_now_rounds_up") {
+        if planted!("wheel_now_rounds_up") {
             return since.div_ceil(self.tick_ns);
         }
         since / self.tick_ns
@@ -285,7 +285,7 @@ impl<T> TimeoutWheel<T> {
     /// Clears a level's bit if nothing is left on it.
     #[inline]
     fn note(&mut self, level: usize) {
-        if self.levels[level].is_empty() && !cfg!(mutant = "wheel_level_bit_stays") {
+        if self.levels[level].is_empty() && !planted!("wheel_level_bit_stays") {
             self.occupied &= !(1 << level);
         }
     }
@@ -327,7 +327,7 @@ impl<T> TimeoutWheel<T> {
         let mut index = head;
         while index != NONE {
             let entry = self.slab.at_mut(index);
-            if cfg!(mutant = "wheel_cascade_skipped") {
+            if planted!("wheel_cascade_skipped") {
                 entry.tick = self.elapsed;
             }
             let (tick, next) = (entry.tick, entry.next);

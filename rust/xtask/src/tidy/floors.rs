@@ -12,7 +12,7 @@
 //!         2  uring | threads | sim
 //!         1b io
 //!         1a ring | wheel | epoch | port | gate | metrics
-//! ground  0  sync, clock, ids, codec, error, fork
+//! ground  0  sync, clock, ids, codec, error, fork, planted
 //! ```
 
 use super::Finding;
@@ -32,7 +32,7 @@ const CORE: &str = "rust/core/src/";
 /// Height of a part of the engine, in tenths so that io stands between 1 and 2.
 fn rust_floor(part: &str) -> Option<u32> {
     Some(match part {
-        "sync" | "clock" | "ids" | "codec" | "error" | "fork" => 0,
+        "sync" | "clock" | "ids" | "codec" | "error" | "fork" | "planted" => 0,
         "ring" | "wheel" | "epoch" | "port" | "gate" | "metrics" => 10,
         "io" => 15,
         "uring" | "threads" | "sim" => 20,

@@ -43,7 +43,7 @@ fn compare(listed: &BTreeSet<String>, engine: &[&Source]) -> Vec<Finding> {
 }
 
 fn planted_in(text: &str) -> Vec<(usize, String)> {
-    let marker = "mutant = \"";
+    let marker = "planted!(\"";
     text.match_indices(marker)
         .map(|(at, _)| {
             let name = text[at + marker.len()..]
@@ -64,7 +64,7 @@ mod tests {
         // Belief: table and code are compared both ways.
         let source = Source::new(
             "rust/core/src/a.rs",
-            "if cfg!(mutant = \"a\") || cfg!(mutant = \"b\") {}",
+            "if planted!(\"a\") || planted!(\"b\") {}",
         );
         let listed = BTreeSet::from(["b".to_owned(), "c".to_owned()]);
         let found = compare(&listed, &[&source]);

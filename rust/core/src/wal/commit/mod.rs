@@ -330,7 +330,7 @@ impl Committer {
                     flight.landed = true;
                 }
             }
-            Err(_) if cfg!(mutant = "failed_sync_taken_for_success") => {
+            Err(_) if planted!("failed_sync_taken_for_success") => {
                 if let Some(flight) = self.flights.iter_mut().find(|f| f.number == number) {
                     flight.landed = true;
                 }
@@ -354,7 +354,7 @@ impl Committer {
         if self.shared.failure().is_some() {
             return;
         }
-        if cfg!(mutant = "settle_out_of_order") {
+        if planted!("settle_out_of_order") {
             self.flights.make_contiguous().sort_by_key(|f| !f.landed);
         }
         let mut durable = None;
@@ -487,7 +487,7 @@ impl Committer {
     }
 
     fn stamp(&mut self, records: usize) -> Stamp {
-        let durable = if cfg!(mutant = "durable_stated_too_high") {
+        let durable = if planted!("durable_stated_too_high") {
             self.next.plus(records as u64)
         } else {
             self.shared.durable()
@@ -526,7 +526,7 @@ impl Committer {
             offset: encoded.offset,
             length: encoded.length,
             buffer: encoded.buffer,
-            sync: !cfg!(mutant = "acknowledge_before_sync"),
+            sync: !planted!("acknowledge_before_sync"),
         };
         self.submit(backend, token, Class::Foreground, op);
     }

@@ -235,7 +235,7 @@ impl Preparer {
             (Step::Lock, _) => (file, Step::Count),
             (Step::Count, Answer::Status(status)) if !is_alone(&status) => (None, Step::Discard),
             (Step::Count, Answer::Status(_)) => (file, Step::Allocate),
-            (Step::Allocate, _) if is_spare && !cfg!(mutant = "spare_keeps_its_header") => {
+            (Step::Allocate, _) if is_spare && !planted!("spare_keeps_its_header") => {
                 (file, Step::Wipe)
             }
             (Step::Allocate | Step::Wipe, _) => (file, after_header(&plan)),
@@ -245,11 +245,11 @@ impl Preparer {
             }
             (Step::Fill { .. }, _) => (file, after_fill(&plan)),
             (Step::Mark, _) => (file, Step::Sync),
-            (Step::Sync, _) if is_spare && !cfg!(mutant = "spare_renamed_while_locked") => {
+            (Step::Sync, _) if is_spare && !planted!("spare_renamed_while_locked") => {
                 (file, Step::Unlock)
             }
             (Step::Sync | Step::Unlock, _) => (file, Step::Rename),
-            (Step::Rename, _) if cfg!(mutant = "no_directory_sync") => (file, Step::Reopen),
+            (Step::Rename, _) if planted!("no_directory_sync") => (file, Step::Reopen),
             (Step::Rename, _) => (file, Step::SyncDir),
             (Step::SyncDir, _) => (file, Step::Reopen),
             (Step::Reopen, Answer::File(file)) => return State::Ready { plan, file },
@@ -372,7 +372,7 @@ impl Preparer {
 
 /// A spare that somebody still reads must not be changed.
 fn first_of_spare() -> Step {
-    if cfg!(mutant = "spare_taken_while_shared") {
+    if planted!("spare_taken_while_shared") {
         Step::Allocate
     } else {
         Step::Lock
@@ -381,7 +381,7 @@ fn first_of_spare() -> Step {
 
 /// Whether a file has the one name that we know. A copy made of hard links shares the bytes.
 fn is_alone(status: &Status) -> bool {
-    status.links == 1 || cfg!(mutant = "spare_with_another_name")
+    status.links == 1 || planted!("spare_with_another_name")
 }
 
 fn after_header(plan: &Plan) -> Step {
@@ -392,9 +392,9 @@ fn after_header(plan: &Plan) -> Step {
 }
 
 fn after_fill(plan: &Plan) -> Step {
-    if plan.spare.is_some() && !cfg!(mutant = "spare_without_a_mark") {
+    if plan.spare.is_some() && !planted!("spare_without_a_mark") {
         Step::Mark
-    } else if cfg!(mutant = "rename_before_sync") {
+    } else if planted!("rename_before_sync") {
         Step::Rename
     } else {
         Step::Sync

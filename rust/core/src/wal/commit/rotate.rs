@@ -95,7 +95,7 @@ impl Committer {
             buffer,
             sync: true,
         };
-        if cfg!(mutant = "header_after_first_frame") {
+        if planted!("header_after_first_frame") {
             self.rotation = None;
             self.submit(backend, Purpose::Header.token(0), Class::Foreground, op);
             return self.switch_to(fresh, backend);

@@ -14,6 +14,7 @@ mod shelf;
 mod trust;
 mod turner;
 mod verdict;
+mod watch;
 
 use crate::{
     error::Result,
