@@ -36,7 +36,7 @@ impl Doorbell {
     /// Keeps it silent until the next [`silence`](Self::silence), for somebody who will look in a
     /// moment anyway.
     pub fn hush(&self) {
-        if cfg!(mutant = "doorbell_hush_stores") {
+        if planted!("doorbell_hush_stores") {
             self.pending.store(true, Ordering::Release);
             return;
         }

@@ -57,7 +57,7 @@ impl Handshake {
     /// What was called since the last take; forgets it, and that the owner sleeps. Look at
     /// everything after this.
     pub fn take(&self) -> u32 {
-        let ordering = if cfg!(mutant = "handshake_relaxed_take") {
+        let ordering = if planted!("handshake_relaxed_take") {
             Ordering::Acquire
         } else {
             Ordering::AcqRel
