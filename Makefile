@@ -48,7 +48,21 @@ bench: build-bench ## All benchmarks with the peers; one report in benches/repor
 	@$(PY) benches/python/run.py $(BENCH_ARGS)
 	@cargo xtask figures
 	@$(PY) benches/python/timers.py
-	@cargo bench --locked --package millrace-benches
+	@cargo build --locked --quiet --release --package millrace-benches --bin expire
+	@$(PY) benches/python/files.py
+	@$(PY) benches/python/epoch.py
+	@cargo bench --locked --package millrace-benches --bench ring --bench wheel
+	@$(MAKE) --no-print-directory bench-left-out
+
+.PHONY: bench-files
+bench-files: build-bench ## Files and sockets through the I/O engine against fio, caio, aiofiles, threads and plain calls
+	@cargo build --locked --quiet --release --package millrace-benches --bin expire
+	@$(PY) benches/python/files.py $(BENCH_ARGS)
+
+.PHONY: bench-left-out
+bench-left-out: ## What the ring offers and the engine does not use, each against the way it takes
+	@cargo run --locked --quiet --release --package millrace-benches --bin left_out -- \
+	  --work $(CURDIR)/target --out $(CURDIR)/benches/report/left-out.md $(BENCH_ARGS)
 
 .PHONY: bench-timers
 bench-timers: build-bench ## The timeout wheel against the loop's own timers, and its core with criterion
@@ -58,6 +72,10 @@ bench-timers: build-bench ## The timeout wheel against the loop's own timers, an
 .PHONY: bench-ways
 bench-ways: build ## A call that only comes back: by the port of the loop, and by pyo3-async-runtimes
 	@$(PY) benches/python/ways.py $(BENCH_ARGS)
+
+.PHONY: bench-epoch
+bench-epoch: build ## Deferred cleanup: what it saves, what it costs, and its peers
+	@$(PY) benches/python/epoch.py $(BENCH_ARGS)
 
 .PHONY: bench-quick
 bench-quick: build-bench ## The same cells, shorter: under five minutes, into build/bench-quick

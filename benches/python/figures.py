@@ -37,6 +37,8 @@ class Figure:
     @property
     def verdict(self) -> str:
         """Say whether the aim was met."""
+        if self.aim == "reported":
+            return ""
         return "met" if self.is_met else "**missed**"
 
     def text(self) -> str:
@@ -121,6 +123,11 @@ class Figures:
             ours = self._append(ON_LOOP, tasks, "records_per_s")
             found = ratio(ours, self._append(ON_THREAD, tasks, "records_per_s"))
             case = f"driver 'loop', {tasks} task(s), records/s against driver 'thread'"
+            yield from _figure(case, "reported", found, lambda _: True)
+            thread = self._append(ON_THREAD, tasks, "records_per_s")
+            best = {number: max(ours[number], thread[number]) for number in {*ours} & {*thread}}
+            found = ratio(self._append(OURS, tasks, "records_per_s"), best)
+            case = f"driver 'auto', {tasks} task(s), records/s against the better of both"
             yield from _figure(case, "reported", found, lambda _: True)
 
     def _bulk(self) -> Iterator[Figure]:

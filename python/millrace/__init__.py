@@ -12,6 +12,7 @@ from ._core import Record as Record
 from ._core import RingTicket as RingTicket
 from ._core import Ticket as Ticket
 from ._core import Timeout as Timeout
+from ._core import TimerScope as TimerScope
 from ._core import __version__ as __version__
 from .errors import AbandonedError as AbandonedError
 from .errors import BackendUnavailable as BackendUnavailable
@@ -39,6 +40,7 @@ from .parts import Backpressure as Backpressure
 from .parts import EpochGC as EpochGC
 from .parts import Ring as Ring
 from .parts import TimeoutWheel as TimeoutWheel
+from .parts import cleanup_statistics as cleanup_statistics
 from .settings import GcSettings as GcSettings
 from .settings import IoSettings as IoSettings
 from .settings import LogSettings as LogSettings

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from socket import socket
 from types import GenericAlias, TracebackType
-from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, TypeVarTuple, final
+from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar, TypeVarTuple, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -33,9 +33,13 @@ __all__ = [
     "Ticket",
     "Timeout",
     "TimeoutWheel",
+    "TimerScope",
     "__version__",
     "backend_info",
     "check_settings",
+    "cleanup_done",
+    "cleanup_report",
+    "close_engines",
     "come_back_by_bridge",
     "come_back_by_port",
     "end_bridge",
@@ -502,8 +506,8 @@ class EpochPin:
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
-    def __aenter__(self) -> Operation[Self]: ...
-    def __aexit__(self, *exc_info: object) -> Operation[None]: ...
+    def __aenter__(self) -> Awaitable[Self]: ...
+    def __aexit__(self, *exc_info: object) -> Awaitable[None]: ...
     @property
     def label(self) -> str | None:
         """What `statistics()` calls it."""
@@ -539,7 +543,8 @@ class IoEngine:
         """
         Read *length* bytes of *file* from *offset*.
 
-        What the page cache has is there when the call returns, and awaiting it does not suspend.
+        Up to 64 KiB that the page cache has are there when the call returns, as a rule, and
+        awaiting them does not suspend.
 
         Cancelling gives the read up. Nothing is changed by it.
 
@@ -630,8 +635,8 @@ class IoEngine:
         Make what was written to *file* durable.
 
         With *data_only* times and the like are left out, but never what is needed to read the
-        data back. After a failed sync the kernel may have dropped what it could not write: do
-        not try again, write again.
+        data back. Writes that were not awaited before may not be covered. After a failed sync the
+        kernel may have dropped what it could not write: do not try again, write again.
 
         Cancelling stops the waiting, not the sync.
         """
@@ -651,6 +656,8 @@ class IoEngine:
         Raises:
             TypeError: If *sock* is no `socket.socket`, or speaks TLS.
 
+            ValueError: If it is no stream socket.
+
             IoTimeout: If the deadline passed; some of it may have been sent.
         """
 
@@ -665,8 +672,11 @@ class IoEngine:
         """
         Receive up to *length* bytes from a connected socket, or with *exact* as many.
 
+        Receives on one socket are served in the order of the calls, sends likewise.
+
         Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
-        deadline passes.
+        deadline passes. What is on its way when any receive is cancelled is lost too: to bound one,
+        use *timeout_s*, not `asyncio.timeout`.
 
         Raises:
             EndOfStream: If the peer ended the stream first.
@@ -682,7 +692,7 @@ class IoEngine:
         timeout_s: float | None = None,
     ) -> Operation[None]:
         """
-        Reserve space for the first *length* bytes of *file*.
+        Reserve space for the first *length* bytes of *file*, which is as long afterwards at least.
 
         Cancelling stops the waiting, not the reservation.
         """
@@ -759,8 +769,8 @@ class IoEngine:
         """Name, reason and hint of the backend."""
 
     @property
-    def _state(self) -> IoState:
-        """`open`, `closed`, or `failed` after a defect."""
+    def _state(self) -> IoState | Literal["forked"]:
+        """`open`, `closing`, `closed`, or `failed` after a defect; `forked` in a child."""
 
     def _statistics_report(self) -> dict[str, Any]:
         """Return the fields of `IoStatistics`."""
@@ -802,7 +812,7 @@ class File:
     def _hand_over(self) -> None:
         """Somebody has it now: dropping it without a close deserves a warning."""
 
-    def __aenter__(self) -> Operation[Self]: ...
+    def __aenter__(self) -> Awaitable[Self]: ...
     def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -900,6 +910,14 @@ def verify_log(path: str) -> Future[dict[str, Any]]:
 def repair_log(path: str, lock_timeout_s: float) -> Future[dict[str, Any]]:
     """Repair a log; the result has the fields of `RepairReport`."""
 
+def close_engines(timeout_s: float) -> None:
+    """
+    Close every I/O engine of this process that is not over.
+
+    Waits for them and for those that were dropped: *timeout_s* for all together, and a little for
+    what is cancelled then.
+    """
+
 def end_bridge(timeout_s: float) -> None:
     """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""
 
@@ -908,6 +926,12 @@ def come_back_by_bridge(*, panics: bool = False) -> Future[None]:
 
 def come_back_by_port(*, panics: bool = False) -> Operation[None]:
     """Go to another thread and come back by the port of the loop."""
+
+def cleanup_done() -> Operation[None]:
+    """Wait until everything that was let go of before this call has been cleaned up."""
+
+def cleanup_report() -> dict[str, Any]:
+    """Return the fields of `GcStatistics` for what the engine itself cleans up in this process."""
 
 def backend_info(name: str) -> tuple[str, str, str]:
     """Return the backend that would be used, why it is not the ring, and what helps."""
@@ -933,6 +957,13 @@ class TimeoutWheel:
             ClosedError: If the wheel is closed.
 
             RuntimeError: If no loop runs here, or the wheel belongs to another one.
+        """
+
+    def scope(self) -> TimerScope:
+        """
+        Make a scope: callbacks that end together, all at once, however many they are.
+
+        Use it as a context manager, or call `close`.
         """
 
     def timeout(self, delay_s: float | None) -> Timeout:
@@ -978,7 +1009,7 @@ class TimeoutWheel:
     def tick_s(self) -> float:
         """How long a tick lasts."""
 
-    def statistics_report(self) -> dict[str, int]:
+    def statistics_report(self) -> dict[str, Any]:
         """Return the fields of `WheelStatistics`."""
 
 @final
@@ -992,6 +1023,40 @@ class Handle:
         Its function and arguments are let go at once. Afterwards, and after it has run, this does
         nothing.
         """
+
+@final
+class TimerScope:
+    """Callbacks of a wheel that end together; made by `TimeoutWheel.scope`."""
+
+    def call_later(
+        self, delay_s: float, callback: Callable[[*_Ts], object], /, *args: *_Ts
+    ) -> Handle:
+        """
+        Call *callback* with *args* once *delay_s* seconds have passed, unless the scope ends first.
+
+        Otherwise as `TimeoutWheel.call_later`.
+
+        Raises:
+            ClosedError: If the scope or the wheel is closed.
+
+            RuntimeError: If no loop runs here, or the wheel belongs to another one.
+        """
+
+    def close(self) -> None:
+        """
+        End all callbacks that wait; from now on none of them runs.
+
+        Takes the same short time for a few and for a hundred thousand: they are taken out of the
+        wheel, and their functions and arguments let go of, in the loop's next iterations, for at
+        most a millisecond in each. Where the wheel's loop does not run, that is done at once.
+        """
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...
 
 @final
 class Timeout:

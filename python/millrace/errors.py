@@ -6,10 +6,17 @@ when they do not apply: `errno`, `operation`, `path`, `offset`, `done`, `request
 `lsn`, `pid`, `limit`. Whatever else the engine knew is in `facts`. An error that only reports an
 earlier one carries that as `__cause__`.
 
+Where the operating system gave an error number, the exception is an `OSError` with `errno`,
+`strerror` and `filename`, and what Python itself would have raised for that number:
+`except FileNotFoundError` catches an `IoError` about a missing file.
+
 Wrong arguments are Python's own `TypeError` and `ValueError`: nothing was done, fix the call.
 """
 
 from __future__ import annotations
+
+import os
+from typing import Any, Self
 
 
 class Error(Exception):
@@ -24,6 +31,11 @@ class Error(Exception):
         self.facts: dict[str, int | str] = facts
         # What the operating system said, here or in the error that came first.
         self.errno: int | None = self._number("errno")
+        _fill_in(self, self.errno, self._text("path"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What `OSError` keeps outside of the dictionary is made again from the facts.
+        return _remade, (type(self), self.args, self.facts), self.__dict__
 
     @property
     def message(self) -> str:
@@ -171,7 +183,7 @@ class OverloadedError(Error, BlockingIOError):
 
 class IoTimeout(Error, TimeoutError):  # noqa: N818 - named like the built-in it refines
     """
-    The deadline passed. The message says whether the operation goes on.
+    The deadline passed.
 
     Ask `indeterminate` before doing it again.
     """
@@ -183,7 +195,85 @@ class IoTimeout(Error, TimeoutError):  # noqa: N818 - named like the built-in it
 
 
 class IoError(Error, OSError):
-    """The operating system refused. Look at `errno`, `operation` and `path`."""
+    """
+    The operating system refused. Look at `errno`, `operation` and `path`.
+
+    It is raised as the class that Python has for the error number, where it has one, so that
+    `FileNotFoundError`, `PermissionError`, `BrokenPipeError` and their like catch it too.
+    """
+
+    def __new__(cls, message: str = "", /, **facts: int | str) -> Self:
+        """Choose the class by the error number."""
+        errno = facts.get("errno")
+        if cls is IoError and isinstance(errno, int):
+            # The built-in class knows which of its children stands for a number.
+            chosen = _BY_BUILTIN.get(type(OSError(errno, "")), cls)
+            return super().__new__(chosen, message)  # type: ignore[return-value]
+        return super().__new__(cls, message)
+
+
+class IoFileNotFoundError(IoError, FileNotFoundError):
+    """An `IoError`: there is no such file or directory."""
+
+
+class IoFileExistsError(IoError, FileExistsError):
+    """An `IoError`: it is there already."""
+
+
+class IoPermissionError(IoError, PermissionError):
+    """An `IoError`: not allowed."""
+
+
+class IoIsADirectoryError(IoError, IsADirectoryError):
+    """An `IoError`: it is a directory."""
+
+
+class IoNotADirectoryError(IoError, NotADirectoryError):
+    """An `IoError`: part of the path is no directory."""
+
+
+class IoBrokenPipeError(IoError, BrokenPipeError):
+    """An `IoError`: the peer takes no more."""
+
+
+class IoConnectionResetError(IoError, ConnectionResetError):
+    """An `IoError`: the peer ended the connection abruptly."""
+
+
+class IoConnectionAbortedError(IoError, ConnectionAbortedError):
+    """An `IoError`: the connection was given up."""
+
+
+class IoConnectionRefusedError(IoError, ConnectionRefusedError):
+    """An `IoError`: nobody listens there."""
+
+
+class IoConnectionTimeoutError(IoError, TimeoutError):
+    """An `IoError`: the network gave up the connection; no deadline of the call has passed."""
+
+
+class IoInterruptedError(IoError, InterruptedError):
+    """An `IoError`: interrupted more often than is believable."""
+
+
+class IoBlockingError(IoError, BlockingIOError):
+    """An `IoError`: told to try again more often than is sensible."""
+
+
+_BY_BUILTIN: dict[type[OSError], type[IoError]] = {
+    FileNotFoundError: IoFileNotFoundError,
+    FileExistsError: IoFileExistsError,
+    PermissionError: IoPermissionError,
+    IsADirectoryError: IoIsADirectoryError,
+    NotADirectoryError: IoNotADirectoryError,
+    BrokenPipeError: IoBrokenPipeError,
+    ConnectionResetError: IoConnectionResetError,
+    ConnectionAbortedError: IoConnectionAbortedError,
+    ConnectionRefusedError: IoConnectionRefusedError,
+    TimeoutError: IoConnectionTimeoutError,
+    InterruptedError: IoInterruptedError,
+    BlockingIOError: IoBlockingError,
+}
 
 
 class VersionMismatch(Error):  # noqa: N818 - an ordinary outcome of a conditional put
@@ -212,3 +302,15 @@ class BackendUnavailable(Error):  # noqa: N818 - a state of the machine
 
 class AbandonedError(Error):
     """The engine gave up waiting for the kernel. The outcome is unknown; open again to see."""
+
+
+def _fill_in(error: Exception, errno: int | None, path: str | None) -> None:
+    """Tell what code looks at that was written for Python's own files."""
+    if isinstance(error, OSError) and errno is not None:
+        error.strerror = os.strerror(errno)
+        error.filename = path
+
+
+def _remade(kind: type[Error], args: tuple[str, ...], facts: dict[str, int | str]) -> Error:
+    """Make an exception again from its parts, for pickle and copy."""
+    return kind(*args, **facts)

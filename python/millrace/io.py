@@ -7,10 +7,10 @@ import contextlib
 import os
 import warnings
 import weakref
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Self
 
 from . import _core
-from .errors import Error
 from .settings import IoSettings
 from .types import BackendInfo, Histogram, IoStatistics
 
@@ -104,7 +104,9 @@ class IoEngine(_core.IoEngine):
             timeout_s: When to give up.
 
         Raises:
-            IoError: If the kernel refused; `errno` and `path` say what.
+            IoError: If the kernel refused; `errno` and `path` say what, and Python's own classes,
+                such as `FileNotFoundError`, catch it. A pipe or a terminal has no positions: it is
+                refused with `ESPIPE`.
 
             IoTimeout: If the deadline passed; a file may have been made.
         """
@@ -141,17 +143,51 @@ class IoEngine(_core.IoEngine):
             _warn_unclosed(self)
 
 
-class OpeningFile:
-    """A file being opened: await it, or use it with `async with`."""
+class OpeningFile(Coroutine[Any, Any, "File"]):
+    """
+    A file being opened: await it, or use it with `async with`.
 
-    __slots__ = ("_file", "_started")
+    It is a coroutine as far as asyncio is concerned, so `create_task` and `TaskGroup` take it.
+    """
+
+    __slots__ = ("_file", "_finishing", "_started")
 
     def __init__(self, started: Operation[File]) -> None:
         self._started = started
         self._file: File | None = None
+        self._finishing: Coroutine[Any, Any, File] | None = None
 
     def __await__(self) -> Generator[Any, Any, File]:
         return self._finish().__await__()
+
+    def send(self, value: object, /) -> object:
+        """Advance one step, as a task does; the result is what to wait for."""
+        if self._finishing is None:
+            self._finishing = self._finish()
+        return self._finishing.send(value)
+
+    def throw(
+        self,
+        kind: type[BaseException] | BaseException,
+        value: object = None,
+        traceback: TracebackType | None = None,
+        /,
+    ) -> object:
+        """Stop waiting with an exception, as a cancelled task does."""
+        if self._finishing is None:
+            self._started.close()
+            self._finishing = self._finish()
+        error = value if isinstance(value, BaseException) else kind
+        if isinstance(error, BaseException) and traceback is not None:
+            error = error.with_traceback(traceback)
+        return self._finishing.throw(error)
+
+    def close(self) -> None:
+        """Stop waiting; a file that opens all the same is closed again."""
+        if self._finishing is None:
+            self._started.close()
+        else:
+            self._finishing.close()
 
     async def _finish(self) -> File:
         file = await self._started
@@ -187,14 +223,9 @@ def _close_at_exit() -> None:
     mine = [engine for engine in list(_open) if engine._owner == os.getpid()]  # noqa: SLF001
     left = [engine for engine in mine if engine._state == "open"]  # noqa: SLF001
     with contextlib.ExitStack() as exits:
+        # On a stack, so that a warning that is made an error does not keep engines from closing:
+        # these, those whose close has begun, and those that were dropped.
+        exits.callback(_core.close_engines, _EXIT_TIMEOUT_S)
         for engine in left:
-            # On a stack, so that a warning that is made an error does not keep others from closing.
-            exits.callback(_close_within_bound, engine)
             exits.callback(_warn_unclosed, engine)
             engine._owner = None  # noqa: SLF001 - it is being complained about
-
-
-def _close_within_bound(engine: IoEngine) -> None:
-    # One that failed while closing: nobody is left to tell.
-    with contextlib.suppress(Error):
-        engine._close_within(_EXIT_TIMEOUT_S)  # noqa: SLF001

@@ -306,3 +306,17 @@ class EpochGC(_core.EpochGC):
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "open"
         return f"<millrace.EpochGC items={len(self)} state={state}>"
+
+
+def cleanup_statistics() -> GcStatistics:
+    """
+    Return what the engine's own cleanup has done in this process so far, and how it stands.
+
+    What logs and loops leave behind is cleaned by a worker: records of appends that were cancelled
+    in line (`obligation` in `done_by_kind`), ports of closed loops (`waker`), readers that were
+    dropped (`channel`). Counted when it was done.
+
+    Raises:
+        RuntimeError: In a child of `fork` whose parent had used it.
+    """
+    return GcStatistics(**_core.cleanup_report())

@@ -67,17 +67,22 @@ class LogSettings:
         commit_path: How a group reaches the disk. `auto` measures and takes the quickest; `direct`
             if it is not a quarter slower, for it keeps several groups in flight.
 
-        driver: Who turns the engine. `thread`, and `auto`: a thread of the log's own, which goes
-            on while loops are busy. `loop`: the event loops and threads that append and wait do
-            it themselves, without a hand-over between threads; a lone task waits least with it.
+        driver: Who turns the engine. `thread`: a thread of the log's own, which goes on while
+            loops are busy. `loop`: the event loops and threads that append and wait do it
+            themselves, without a hand-over between threads; a lone task waits least with it.
             Needs io_uring and a filesystem with direct I/O, else `Log.open` raises
-            `BackendUnavailable`. Two limits come with it. The kernel finishes a write on the thread
-            that submitted it: while that thread is stuck in the kernel (a blocking `os.fsync`, a
-            file server that does not answer), everybody who waits for this log waits too. And
-            system calls of such a thread may be interrupted (`EINTR`) without a signal; Python
-            repeats its own, a C library may not.
+            `BackendUnavailable`. `auto`: they do it while they are few, and the thread while they
+            are many, append large groups, or are a thread beside a loop; only the thread where
+            `loop` is not available or `commit_path` or `backend` ask for something else.
 
-        backend: How the kernel is asked: `auto` takes io_uring where the kernel allows it.
+            Two limits come with `loop`, and with `auto` while a loop turns. The kernel finishes a
+            write on the thread that submitted it: while that thread is stuck in the kernel (a
+            blocking `os.fsync`, a file server that does not answer), everybody who waits for this
+            write waits too. And system calls of such a thread may be interrupted (`EINTR`) without
+            a signal; Python repeats its own, a C library may not.
+
+        backend: How the kernel is asked: `auto` takes io_uring where the kernel allows it; the
+            environment variable `MILLRACE_BACKEND` decides where this is `auto`.
             `uring-plain` is io_uring without what only newer kernels have.
 
     Raises:

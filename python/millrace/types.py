@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Durability = Literal["durable", "committed", "appended"]
 LogState = Literal["open", "read_only", "closed", "failed"]
-IoState = Literal["open", "closed", "failed"]
+IoState = Literal["open", "closing", "closed", "failed"]
 BackendName = Literal["uring", "uring-plain", "threads"]
 
 
@@ -196,7 +196,18 @@ class LogStatistics:
         commit_paths: What each way cost in seconds when it was measured at the open, or why it
             was refused.
 
-        driver: Who turns the engine; `None` if opened read-only.
+        driver: Who turns the engine at the moment, `thread` or `loop`; `None` if opened
+            read-only.
+
+        readers: Readers and followers that are open.
+
+        oldest_reader_age_s: How long the oldest of them has held back what is truncated, in
+            seconds; `None` if there is none.
+
+        segments_held: Truncated segments whose files wait for a reader, or for the next
+            truncation.
+
+        segments_released: Truncated segments that no reader held any more.
     """
 
     state: LogState
@@ -213,6 +224,10 @@ class LogStatistics:
     commit_path: str | None
     commit_paths: Mapping[str, float | str]
     driver: str | None
+    readers: int
+    oldest_reader_age_s: float | None
+    segments_held: int
+    segments_released: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -319,7 +334,8 @@ class IoStatistics:
     What an I/O engine did so far.
 
     Args:
-        state: `open`, `closed`, or `failed` after a defect.
+        state: `open`, `closing` while what was accepted is served, `closed`, or `failed` after a
+            defect.
 
         backend: What it runs on.
 
@@ -335,9 +351,11 @@ class IoStatistics:
 
         failed: Of these, with an error.
 
-        retried: Submissions repeated because the kernel said "interrupted" or "try again".
+        retried: Submissions and calls repeated because the kernel said "interrupted" or "try
+            again". Waiting for a socket is not one.
 
-        short: Answers of the kernel that moved less than was asked for.
+        short: Answers of the kernel that moved less than was asked for, and were followed by
+            another try.
 
         cancelled_before: Requests taken back before the kernel knew them.
 
@@ -355,13 +373,14 @@ class IoStatistics:
 
         cached_misses: Tries of such reads that had to ask the device after all.
 
-        enters: System calls that entered the ring.
+        enters: System calls that entered the ring; none on threads.
 
         wakes_rung: Times the sleeping engine was woken.
 
         wakes_coalesced: Wakes that found it awake, or woken already.
 
-        overflows: Times completions found no room in the kernel's queue.
+        overflows: Times completions found no room in the kernel's queue; on threads there is
+            no such queue.
 
         leaked_requests: Requests left behind for good because the kernel did not answer.
 
@@ -436,6 +455,15 @@ class WheelStatistics:
             cost is `armed`.
 
         memory_bytes: Memory of the wheel itself, without the Python objects it holds.
+
+        swept: Timers taken out after their scope was closed; they are among the cancelled ones.
+
+        sweeps: Goes in which that was done.
+
+        sweep_time_max_s: How long the longest took, in seconds.
+
+        to_sweep: Timers of closed scopes that are still to be taken out, and do not run; at most
+            that many, since some may have been due or cancelled before.
     """
 
     armed: int
@@ -447,6 +475,10 @@ class WheelStatistics:
     turns: int
     rearmed: int
     memory_bytes: int
+    swept: int
+    sweeps: int
+    sweep_time_max_s: float
+    to_sweep: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -461,7 +493,8 @@ class GcStatistics:
 
         failed: Calls that raised.
 
-        refused: Calls given back: no room, or disabled or closed.
+        refused: Tries that were given back: no room, or disabled or closed. `defer_async` tries
+            each time there may be room.
 
         ran_inline: Calls that `defer` ran at once.
 
@@ -494,6 +527,9 @@ class GcStatistics:
         oldest_pin_label: What it is called.
 
         last_failure: What the last call that failed raised.
+
+        done_by_kind: What ran, failures included, by kind: `call` is a caller's own function. The
+            others belong to the engine; see `cleanup_statistics`.
     """
 
     enqueued: int
@@ -516,3 +552,4 @@ class GcStatistics:
     oldest_pin_age_s: float | None
     oldest_pin_label: str | None
     last_failure: str | None
+    done_by_kind: Mapping[str, int]

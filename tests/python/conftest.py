@@ -81,14 +81,14 @@ def needs_loop_driver(why_no_loop_driver: str) -> None:
         pytest.skip(why_no_loop_driver)
 
 
-@pytest.fixture(params=["thread", "loop"])
+@pytest.fixture(params=["thread", "loop", "auto"])
 def each_driver(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     why_no_loop_driver: str,
 ) -> str:
     """Run the test for each driver: logs that it opens without saying how are opened with it."""
-    if request.param == "loop" and why_no_loop_driver:
+    if request.param != "thread" and why_no_loop_driver:
         pytest.skip(why_no_loop_driver)
     monkeypatch.setenv(driven.VARIABLE, request.param)
     # For programs that the test starts.

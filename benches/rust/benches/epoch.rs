@@ -1,18 +1,18 @@
 //! The collector: what deferring saves, what it costs, and what the others cost.
 //!
-//! Run all: `cargo bench --package millrace-benches --bench epoch`. Every comparison does the same
-//! real work on both sides and checks by side effect that it was done.
+//! `benches/python/epoch.py` runs each cell in a process of its own and writes the page:
+//! `make bench-epoch`. `cargo bench --bench epoch` runs all of them once and prints the figures;
+//! `cargo bench --bench epoch -- CELL CONTENDER` runs one. A figure is a line of JSON. Every
+//! comparison does the same real work on both sides and checks by side effect that it was done.
 //!
-//! 1. Cancel storm: 100 000 operations, each holding a reservation, an entry in a timer wheel, a
-//!    pooled buffer of 4 KiB and a place in an ordered index. Cancelled inline, and cancelled by
-//!    unlinking and deferring. The time of each cancel is taken; the deferred work is then run to
-//!    the end, and both sides must have given everything back.
-//! 2. Batching efficiency, under that load.
-//! 3. Overhead where nothing is deferred: the same operation with a pin and without a collector,
-//!    in interleaved pairs, with the 95 % interval of the ratio.
-//! 4. Sustained defer and run on one thread, memory bounded by the limits.
-//! 5. Against `crossbeam-epoch` and `seize`: a pin, a defer with its run, and what is held while
-//!    a reader stalls.
+//! | cell | what is done |
+//! | --- | --- |
+//! | storm | 100 000 operations, each holding a reservation, an entry in a timer wheel, a pooled buffer of 4 KiB and a place in an ordered index, are cancelled inline, or by unlinking and deferring. The time of each cancel is taken; the deferred work is then run to the end, and both sides must have given everything back. The first storm finds cold memory, on both sides; then come warm ones |
+//! | idle | the same operation with and without a pin, nothing deferred, in interleaved pairs, with the 95 % interval of the ratio |
+//! | count | one arm of `idle` alone, for callgrind |
+//! | sustained | defer and run on one thread, on two, and by `crossbeam-epoch` and `seize`, until all has run |
+//! | pin | a pin taken and let go |
+//! | stall | what is held while a reader stalls and others retire a million pieces |
 
 use std::{
     cell::RefCell,
@@ -22,10 +22,10 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use criterion::{Criterion, Throughput};
 use crossbeam::epoch as peer;
 use millrace_core::{
     Result,
@@ -123,37 +123,47 @@ fn collector<W: Clean + 'static>(settings: Settings) -> Collector<W> {
     Collector::new(settings, Arc::new(SystemClock::new())).expect("the settings are fine")
 }
 
-const STORM: usize = 100_000;
+/// Prints a figure of a cell.
+fn tell(cell: &str, contender: &str, figures: &[(&str, f64)]) {
+    let mut line = format!("{{\"workload\": \"{cell}\", \"contender\": \"{contender}\"");
+    for (name, value) in figures {
+        line += &format!(", \"{name}\": {value:e}");
+    }
+    println!("{line}}}");
+}
 
-/// Times of each cancel, sorted, and of everything.
-fn storm(mut cancel: impl FnMut(Operation), finish: impl FnOnce()) -> (Vec<u64>, Duration) {
+const STORM: usize = 100_000;
+const WARM_STORMS: usize = 5;
+
+/// Times of each cancel in seconds, sorted, and of everything.
+fn storm(mut cancel: impl FnMut(Operation), finish: impl FnOnce()) -> (Vec<f64>, f64) {
     let operations: Vec<_> = (0..STORM as u64).map(Operation::start).collect();
     let begun = Instant::now();
-    let mut times: Vec<u64> = operations
+    let mut times: Vec<f64> = operations
         .into_iter()
         .map(|operation| {
             let begun = Instant::now();
             cancel(operation);
-            begun.elapsed().as_nanos() as u64
+            begun.elapsed().as_secs_f64()
         })
         .collect();
     finish();
-    let took = begun.elapsed();
+    let took = begun.elapsed().as_secs_f64();
     assert!(all_given_back(STORM), "something was not given back");
-    times.sort_unstable();
+    times.sort_unstable_by(f64::total_cmp);
     (times, took)
 }
 
-fn quantile(sorted: &[u64], share: f64) -> u64 {
+fn at(sorted: &[f64], share: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * share) as usize]
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
+    at(&values, 0.5)
 }
 
-fn cancel_storm() {
+fn cancel_storm(contender: &str) {
     let settings = Settings {
         max_items: STORM + 1,
         max_bytes: 1 << 32,
@@ -161,45 +171,34 @@ fn cancel_storm() {
         assist: false,
         ..Settings::default()
     };
-    let (mut ratios, mut totals, mut efficiency) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut inline_p99, mut deferred_p99) = (Vec::new(), Vec::new());
-    for round in 0..9 {
-        let inline = storm(Operation::clean_up, || {});
-        let collector = collector::<Operation>(settings);
-        let deferred = storm(
+    let collector = collector::<Operation>(settings);
+    let one = || match contender {
+        "inline" => storm(Operation::clean_up, || {}),
+        _ => storm(
             |operation| {
                 let bytes = operation.bytes;
                 assert!(collector.try_defer(operation, bytes).is_ok());
             },
-            || {
-                while collector.collect(Budget::ALL) > 0 {}
-            },
-        );
+            || while collector.collect(Budget::ALL) > 0 {},
+        ),
+    };
+    let first = one();
+    let warm: Vec<_> = (0..WARM_STORMS).map(|_| one()).collect();
+    let over = |figure: fn(&(Vec<f64>, f64)) -> f64| median(warm.iter().map(figure).collect());
+    let mut figures = vec![
+        ("first_p99_s", at(&first.0, 0.99)),
+        ("p50_s", over(|storm| at(&storm.0, 0.5))),
+        ("p99_s", over(|storm| at(&storm.0, 0.99))),
+        ("max_s", over(|storm| at(&storm.0, 1.0))),
+        ("total_s", over(|storm| storm.1)),
+    ];
+    if contender != "inline" {
         let seen = collector.statistics(Mono(0));
-        assert_eq!(seen.processed, STORM as u64);
-        if round == 0 {
-            continue; // warm caches and pools on both sides
-        }
-        let (plain, later) = (quantile(&inline.0, 0.99), quantile(&deferred.0, 0.99));
-        inline_p99.push(plain as f64);
-        deferred_p99.push(later as f64);
-        ratios.push(later as f64 / plain as f64);
-        totals.push(deferred.1.as_secs_f64() / inline.1.as_secs_f64());
-        let most = settings.max_batch as f64;
-        efficiency.push(seen.processed as f64 / (seen.batches as f64 * most));
+        assert_eq!(seen.processed, (STORM * (1 + WARM_STORMS)) as u64);
+        let most = seen.batches as f64 * settings.max_batch as f64;
+        figures.push(("efficiency", seen.processed as f64 / most));
     }
-    let lower = 100.0 * (1.0 - median(ratios));
-    println!(
-        "epoch/cancel storm of {STORM}: p99 inline {:.0} ns, deferred {:.0} ns: {lower:.1} % lower \
-         (aim 80 %); all of the work, deferred against inline: {:.2} x",
-        median(inline_p99),
-        median(deferred_p99),
-        median(totals),
-    );
-    println!(
-        "epoch/batching efficiency: {:.1} % (aim above 90 %)",
-        100.0 * median(efficiency)
-    );
+    tell("storm", contender, &figures);
 }
 
 /// An operation of about a microsecond that defers nothing.
@@ -210,50 +209,73 @@ fn look_up(index: &BTreeMap<u64, u64>, seed: u64) -> u64 {
     })
 }
 
-fn overhead_when_idle() {
-    const EACH: u64 = 40_000;
-    const PAIRS: usize = 60;
-    let index: BTreeMap<u64, u64> = (0..50_000).map(|key| (scattered(key), key)).collect();
-    let collector = collector::<Operation>(Settings::default());
-    let participant = collector.participant(None);
-    let plain = || {
-        let begun = Instant::now();
-        for seed in 0..EACH {
-            black_box(look_up(&index, black_box(seed)));
+/// Operations under one pin: each alone, or a turn of an event loop.
+fn under_a_pin(contender: &str) -> u64 {
+    if contender.contains("turn") { 64 } else { 1 }
+}
+
+fn idle_index() -> BTreeMap<u64, u64> {
+    (0..50_000).map(|key| (scattered(key), key)).collect()
+}
+
+/// Both arms: what `enter` returns is held for `under` operations each.
+#[inline(never)]
+fn arm<P>(index: &BTreeMap<u64, u64>, operations: u64, under: u64, enter: impl Fn() -> P) {
+    for turn in 0..operations / under {
+        let held = enter();
+        for seed in turn * under..(turn + 1) * under {
+            black_box(look_up(index, black_box(seed)));
         }
-        begun.elapsed().as_secs_f64()
-    };
-    // One pin covers a turn of the loop: 64 operations.
-    let pinned = || {
-        let begun = Instant::now();
-        for turn in 0..EACH / 64 {
-            let _pin = participant.pin();
-            for seed in turn * 64..(turn + 1) * 64 {
-                black_box(look_up(&index, black_box(seed)));
-            }
-        }
-        begun.elapsed().as_secs_f64()
-    };
-    let mut ratios = Vec::new();
-    for pair in 0..PAIRS {
-        let (base, with) = if pair % 2 == 0 {
-            let base = plain();
-            (base, pinned())
-        } else {
-            let with = pinned();
-            (plain(), with)
-        };
-        ratios.push(with / base * EACH as f64 / (EACH / 64 * 64) as f64);
+        drop(held);
     }
-    let mean = ratios.iter().sum::<f64>() / PAIRS as f64;
-    let variance = ratios.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / (PAIRS - 1) as f64;
-    let margin = 2.0 * (variance / PAIRS as f64).sqrt();
-    let (low, high) = (100.0 * (mean - margin - 1.0), 100.0 * (mean + margin - 1.0));
-    let verdict = if high < 1.0 { "below 1 %" } else { "not shown" };
-    println!(
-        "epoch/overhead where nothing is deferred: {low:+.2} % to {high:+.2} % ({verdict}, {PAIRS} \
-         interleaved pairs)"
-    );
+}
+
+fn timed(work: impl FnOnce()) -> f64 {
+    let begun = Instant::now();
+    work();
+    begun.elapsed().as_secs_f64()
+}
+
+fn idle(contender: &str) {
+    const EACH: u64 = 1024;
+    const PAIRS: usize = 2401;
+    let (index, under) = (idle_index(), under_a_pin(contender));
+    let collector = collector::<Trace>(Settings::default());
+    let participant = collector.participant(None);
+    let base = || timed(|| arm(&index, EACH, under, || ()));
+    let with = || timed(|| arm(&index, EACH, under, || participant.pin()));
+    let mut ratios: Vec<f64> = (0..PAIRS)
+        .map(|pair| {
+            if pair % 2 == 0 {
+                let base = base();
+                with() / base
+            } else {
+                with() / base()
+            }
+        })
+        .collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    // Order statistics give the interval of a median without a word about its distribution.
+    let margin = 1.96 * 0.5 / (PAIRS as f64).sqrt();
+    let figures = [
+        ("overhead", at(&ratios, 0.5) - 1.0),
+        ("overhead_low", at(&ratios, 0.5 - margin) - 1.0),
+        ("overhead_high", at(&ratios, 0.5 + margin) - 1.0),
+        ("pairs", PAIRS as f64),
+    ];
+    tell("idle", contender, &figures);
+}
+
+/// One arm alone, with the pin or without, and how many operations.
+fn count(contender: &str, with: bool, operations: u64) {
+    let (index, under) = (idle_index(), under_a_pin(contender));
+    let collector = collector::<Trace>(Settings::default());
+    let participant = collector.participant(None);
+    if with {
+        arm(&index, operations, under, || participant.pin());
+    } else {
+        arm(&index, operations, under, || ());
+    }
 }
 
 /// The smallest work that leaves a trace.
@@ -272,50 +294,68 @@ impl Clean for Trace {
     }
 }
 
-fn sustained(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("epoch/sustained defer and run, one thread");
-    group.throughput(Throughput::Elements(1));
-    let collector = collector::<Trace>(Settings::default());
+const SUSTAINED: u64 = 2_000_000;
+
+fn sustained(contender: &str) {
     let trace = Arc::new(AtomicU64::new(0));
-    let before = trace.load(Ordering::Relaxed);
-    let mut pushed = 0_u64;
-    group.bench_function("millrace", |bencher| {
-        bencher.iter(|| {
-            pushed += 1;
-            assert!(collector.try_defer(Trace(Arc::clone(&trace)), 64).is_ok());
-        });
+    let has_run = || trace.load(Ordering::Relaxed);
+    let mut figures = Vec::new();
+    let took = match contender {
+        "crossbeam-epoch" => {
+            let collector = peer::Collector::new();
+            let handle = collector.register();
+            timed(|| {
+                for _ in 0..SUSTAINED {
+                    let trace = Arc::clone(&trace);
+                    handle.pin().defer(move || {
+                        trace.fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+                while has_run() < SUSTAINED {
+                    handle.pin().flush();
+                }
+            })
+        }
+        "seize" => timed(|| {
+            let collector = seize::Collector::new();
+            for _ in 0..SUSTAINED {
+                let boxed = Box::into_raw(Box::new(Arc::clone(&trace)));
+                // SAFETY: made above, known to nobody else, retired once, freed by
+                // `count_and_free`.
+                unsafe { collector.retire(boxed, count_and_free) };
+            }
+        }),
+        ours => {
+            let collector = collector::<Trace>(Settings::default());
+            let threads = if ours.ends_with("two threads") { 2 } else { 1 };
+            let took = timed(|| sustain(&collector, threads, &trace));
+            let peak = collector.statistics(Mono(0)).peak.items;
+            assert!(peak <= Settings::default().max_items);
+            figures.push(("peak_items", peak as f64));
+            took
+        }
+    };
+    assert_eq!(has_run(), SUSTAINED, "not all of the work was run");
+    figures.push(("items_per_s", SUSTAINED as f64 / took));
+    tell("sustained", contender, &figures);
+}
+
+/// Defers from so many threads; whoever comes near the limit runs a batch.
+fn sustain(collector: &Collector<Trace>, threads: u64, trace: &Arc<AtomicU64>) {
+    let push = || {
+        for _ in 0..SUSTAINED / threads {
+            let work = Trace(Arc::clone(trace));
+            let taken = collector.defer(work, 64, Duration::from_secs(60));
+            assert!(taken.is_ok());
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(push);
+        }
+        push();
     });
-    let seen = collector.statistics(Mono(0));
-    collector.close();
-    let ran = trace.load(Ordering::Relaxed) - before;
-    assert_eq!(ran, pushed, "not all of the work was run");
-    assert!(seen.peak.items <= Settings::default().max_items);
-    println!(
-        "epoch/sustained: peak {} items of {}",
-        seen.peak.items,
-        Settings::default().max_items
-    );
-    let trace = Arc::new(AtomicU64::new(0));
-    let peer_collector = peer::Collector::new();
-    let handle = peer_collector.register();
-    group.bench_function("crossbeam-epoch", |bencher| {
-        bencher.iter(|| {
-            let guard = handle.pin();
-            let trace = Arc::clone(&trace);
-            guard.defer(move || {
-                trace.fetch_add(1, Ordering::Relaxed);
-            });
-        });
-    });
-    let seize = seize::Collector::new();
-    group.bench_function("seize", |bencher| {
-        bencher.iter(|| {
-            let boxed = Box::into_raw(Box::new(Arc::clone(&trace)));
-            // SAFETY: made above, known to nobody else, retired once, freed by `count_and_free`.
-            unsafe { seize.retire(boxed, count_and_free) };
-        });
-    });
-    group.finish();
+    assert_eq!(collector.close().load.items, 0);
 }
 
 /// What seize calls for a retired counter.
@@ -325,104 +365,151 @@ unsafe fn count_and_free(boxed: *mut Arc<AtomicU64>, _: &seize::Collector) {
     trace.fetch_add(1, Ordering::Relaxed);
 }
 
-fn pins(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("epoch/pin and unpin");
+fn pin(contender: &str) {
+    use seize::Guard as _;
+    const PINS: u32 = 1_000_000;
+    let each = |one: &dyn Fn()| timed(|| (0..PINS).for_each(|_| one())) / f64::from(PINS);
     let collector = collector::<Trace>(Settings::default());
     let participant = collector.participant(None);
-    group.bench_function("millrace, participant", |bencher| {
-        bencher.iter(|| drop(black_box(participant.pin())));
-    });
-    let outer = participant.pin();
-    group.bench_function("millrace, nested", |bencher| {
-        bencher.iter(|| drop(black_box(participant.pin())));
-    });
-    drop(outer);
-    group.bench_function("millrace, owned", |bencher| {
-        bencher.iter(|| drop(black_box(collector.pin(None))));
-    });
-    let peer_collector = peer::Collector::new();
-    let handle = peer_collector.register();
-    group.bench_function("crossbeam-epoch", |bencher| {
-        bencher.iter(|| drop(black_box(handle.pin())));
-    });
-    let seize = seize::Collector::new();
-    group.bench_function("seize", |bencher| {
-        use seize::Guard as _;
-        bencher.iter(|| {
-            let guard = seize.enter();
-            black_box(guard.collector());
-        });
-    });
-    group.finish();
+    let each_s = match contender {
+        "millrace, nested" => {
+            let _outer = participant.pin();
+            each(&|| drop(black_box(participant.pin())))
+        }
+        "millrace, owned" => each(&|| drop(black_box(collector.pin(None)))),
+        "crossbeam-epoch" => {
+            let handle = peer::Collector::new().register();
+            each(&|| drop(black_box(handle.pin())))
+        }
+        "seize" => {
+            let collector = seize::Collector::new();
+            each(&|| {
+                black_box(collector.enter().collector());
+            })
+        }
+        _ => each(&|| drop(black_box(participant.pin()))),
+    };
+    tell("pin", contender, &[("each_s", each_s)]);
+}
+
+/// Tells when it goes.
+struct Garbage;
+
+static FREED: AtomicUsize = AtomicUsize::new(0);
+
+impl Drop for Garbage {
+    fn drop(&mut self) {
+        FREED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Work for Garbage {
+    fn kind(&self) -> Kind {
+        Kind::Region
+    }
+}
+
+impl Clean for Garbage {
+    fn clean(self, _: &mut Slip<'_>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// How much is held when a reader stalls and others go on retiring.
-fn held_under_a_stall() {
+fn stall(contender: &str) {
     const RETIRED: usize = 1_000_000;
-    static FREED: AtomicUsize = AtomicUsize::new(0);
-    struct Garbage;
-    impl Drop for Garbage {
-        fn drop(&mut self) {
-            FREED.fetch_add(1, Ordering::Relaxed);
+    // What is given back to its caller is dropped there, which is not reclamation.
+    let mut given_back = 0;
+    let freed = || FREED.load(Ordering::Relaxed);
+    let held = match contender {
+        "crossbeam-epoch" => {
+            let collector = peer::Collector::new();
+            let (reader, writer) = (collector.register(), collector.register());
+            let _stalled = reader.pin();
+            for _ in 0..RETIRED {
+                let garbage = Garbage;
+                writer.pin().defer(move || drop(garbage));
+            }
+            RETIRED - freed()
         }
-    }
-    impl Work for Garbage {
-        fn kind(&self) -> Kind {
-            Kind::Region
+        "seize" => {
+            let collector = seize::Collector::new();
+            let _stalled = collector.enter();
+            for _ in 0..RETIRED {
+                let garbage = Box::into_raw(Box::new(Garbage));
+                // SAFETY: made above and retired once.
+                unsafe { collector.retire(garbage, seize::reclaim::boxed) };
+            }
+            RETIRED - freed()
         }
-    }
-    impl Clean for Garbage {
-        fn clean(self, _: &mut Slip<'_>) -> Result<()> {
-            Ok(())
+        _ => {
+            let collector = collector::<Garbage>(Settings::default());
+            let _stalled = collector.pin(Some("stalled"));
+            for _ in 0..RETIRED {
+                given_back += usize::from(collector.try_defer(Garbage, 64).is_err());
+            }
+            assert_eq!(freed(), given_back, "reclaimed under a pin");
+            RETIRED - freed()
         }
-    }
-    let held = |retired: usize| retired - FREED.swap(0, Ordering::Relaxed);
-
-    let collector = collector::<Garbage>(Settings::default());
-    let stalled = collector.pin(Some("stalled"));
-    let mut refused = 0;
-    for _ in 0..RETIRED {
-        refused += usize::from(collector.try_defer(Garbage, 64).is_err());
-    }
-    // What was refused was given back and dropped by its caller, which is not reclamation.
-    let ours = held(RETIRED);
-    drop(stalled);
-    collector.close();
-    FREED.store(0, Ordering::Relaxed);
-
-    let peer_collector = peer::Collector::new();
-    let (reader, writer) = (peer_collector.register(), peer_collector.register());
-    let stalled = reader.pin();
-    for _ in 0..RETIRED {
-        let garbage = Garbage;
-        writer.pin().defer(move || drop(garbage));
-    }
-    let crossbeam = held(RETIRED);
-    drop(stalled);
-    drop((reader, writer, peer_collector));
-    FREED.store(0, Ordering::Relaxed);
-
-    let seize = seize::Collector::new();
-    let stalled = seize.enter();
-    for _ in 0..RETIRED {
-        let garbage = Box::into_raw(Box::new(Garbage));
-        // SAFETY: made above and retired once.
-        unsafe { seize.retire(garbage, seize::reclaim::boxed) };
-    }
-    let seize_held = held(RETIRED);
-    drop(stalled);
-    println!(
-        "epoch/held under a stalled reader, {RETIRED} retired: millrace {ours} ({refused} given \
-         back to the caller), crossbeam-epoch {crossbeam}, seize {seize_held}"
-    );
+    };
+    let figures = [("held", held as f64), ("given_back", given_back as f64)];
+    tell("stall", contender, &figures);
 }
 
+/// A cell: its name, its arms, and what runs one of them.
+type Cell = (&'static str, &'static [&'static str], fn(&str));
+
+const CELLS: [Cell; 5] = [
+    ("storm", &["inline", "millrace"], cancel_storm),
+    ("idle", &["pin", "pin for a turn"], idle),
+    (
+        "sustained",
+        &[
+            "millrace",
+            "millrace, two threads",
+            "crossbeam-epoch",
+            "seize",
+        ],
+        sustained,
+    ),
+    (
+        "pin",
+        &[
+            "millrace",
+            "millrace, nested",
+            "millrace, owned",
+            "crossbeam-epoch",
+            "seize",
+        ],
+        pin,
+    ),
+    ("stall", &["millrace", "crossbeam-epoch", "seize"], stall),
+];
+
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
-    cancel_storm();
-    overhead_when_idle();
-    held_under_a_stall();
-    sustained(&mut criterion);
-    pins(&mut criterion);
-    criterion.final_summary();
+    let arguments: Vec<_> = std::env::args()
+        .skip(1)
+        .filter(|one| one != "--bench")
+        .collect();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["count", contender, with, operations] => {
+            let operations = operations.parse().expect("a number of operations");
+            count(contender, with == "with", operations);
+        }
+        [cell, contender] => {
+            let found = CELLS.iter().find(|(name, _, _)| *name == cell);
+            let (_, contenders, run) = found.expect("a cell");
+            assert!(contenders.contains(&contender), "one of {contenders:?}");
+            run(contender);
+        }
+        _ => {
+            for (_, contenders, run) in CELLS {
+                contenders.iter().for_each(|contender| {
+                    FREED.store(0, Ordering::Relaxed);
+                    run(contender);
+                });
+            }
+        }
+    }
 }

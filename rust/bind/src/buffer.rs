@@ -14,6 +14,11 @@ use pyo3::{
     types::{PyBytes, PyList, PyString, PyTuple},
 };
 
+use crate::error;
+
+/// From so many bytes on memory may be refused.
+const LARGE: usize = 16 << 20;
+
 /// Most items that room is made for before they are seen.
 const HINT_MAX: usize = 4096;
 
@@ -108,25 +113,44 @@ pub fn payloads<L: Default>(
     Ok(copies)
 }
 
-/// Copies a bytes-like object, or each of a list or tuple of them, into memory of the engine.
-/// Empty ones are left out.
+/// Copies a bytes-like object, or a list or tuple of them one after the other, into memory of the
+/// engine; none if there are no bytes.
 pub fn pieces(data: &Bound<'_, PyAny>) -> PyResult<Vec<io::Buffer>> {
-    let mut copies = Vec::new();
-    let mut add = |item: &Bound<'_, PyAny>| -> PyResult<()> {
-        let view = View::of(item)?;
-        if view.len() > 0 {
-            copies.push(io::Buffer::copy_of(view.bytes()));
-        }
-        Ok(())
-    };
-    if data.is_instance_of::<PyList>() || data.is_instance_of::<PyTuple>() {
-        for (index, item) in data.try_iter()?.enumerate() {
-            add(&item?).map_err(|error| located(data.py(), &error, index))?;
-        }
-    } else {
-        add(data)?;
+    let py = data.py();
+    if !data.is_instance_of::<PyList>() && !data.is_instance_of::<PyTuple>() {
+        return together(py, &[View::of(data)?]);
     }
-    Ok(copies)
+    // Getting at the bytes of an item may run code of its own, which may change the list.
+    let items = data.try_iter()?.collect::<PyResult<Vec<_>>>()?;
+    let views = items
+        .iter()
+        .enumerate()
+        .map(|(index, item)| View::of(item).map_err(|error| located(py, &error, index)));
+    together(py, &views.collect::<PyResult<Vec<_>>>()?)
+}
+
+/// One buffer for all of them: each on its own would take a page at least.
+fn together(py: Python<'_>, views: &[View<'_, '_>]) -> PyResult<Vec<io::Buffer>> {
+    let refused = |full| error::raise_io(py, &full);
+    match views {
+        [only] if only.len() > 0 => Ok(vec![
+            io::Buffer::try_copy_of(only.bytes()).map_err(refused)?,
+        ]),
+        _ => {
+            let length = views.iter().map(View::len).fold(0, usize::saturating_add);
+            if length == 0 {
+                return Ok(Vec::new());
+            }
+            let mut all = io::Buffer::try_zeroed(length).map_err(refused)?;
+            let mut rest = &mut all[..];
+            for view in views {
+                let place;
+                (place, rest) = rest.split_at_mut(view.len());
+                place.copy_from_slice(view.bytes());
+            }
+            Ok(vec![all])
+        }
+    }
 }
 
 /// How many bytes a writable buffer takes.
@@ -157,6 +181,18 @@ pub fn copy_out(into: &Bound<'_, PyAny>, bytes: &[u8]) -> PyResult<()> {
         }
     }
     Ok(())
+}
+
+/// `bytes` as Python's own. Where they are many, there may be no memory for them, which
+/// `PyBytes::new` would take for a defect.
+pub fn shown<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    if bytes.len() < LARGE {
+        return Ok(PyBytes::new(py, bytes));
+    }
+    PyBytes::new_with(py, bytes.len(), |into| {
+        into.copy_from_slice(bytes);
+        Ok(())
+    })
 }
 
 fn writable(into: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {

@@ -39,6 +39,11 @@ pub trait Answering: Send + Sync {
     /// The answer, if it is there. After a wake without an answer the waiter subscribes again.
     fn answer(&self) -> Option<Answer>;
 
+    /// A loop begins to wait for the answer; called on its thread before it subscribes.
+    fn on_wait(&self, _py: Python<'_>) -> PyResult<()> {
+        Ok(())
+    }
+
     /// Asks for one wake when the answer is there. False: it may be there already.
     fn subscribe(&self, waker: Waker) -> bool;
 
@@ -54,7 +59,7 @@ pub trait Answering: Send + Sync {
     fn withdraw(&self) {}
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+pub type Job = Box<dyn FnOnce() + Send>;
 
 const WORKERS_MAX: usize = 4;
 
@@ -142,7 +147,8 @@ pub fn start_alone(
     Ok(hole)
 }
 
-fn job(work: impl FnOnce() -> Answer + Send + 'static) -> (Job, Arc<Pigeonhole>) {
+/// `work` for whoever runs it, and where its answer will be.
+pub fn job(work: impl FnOnce() -> Answer + Send + 'static) -> (Job, Arc<Pigeonhole>) {
     let hole = Pigeonhole::new();
     let mine = Arc::clone(&hole);
     let job = move || mine.fill(guarded(work));

@@ -50,8 +50,9 @@ mod _core {
     use super::{
         bridge::end_bridge,
         check::{repair_log, verify_log},
+        cleanup::{cleanup_done, cleanup_report},
         gc::{EpochGC, EpochPin},
-        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine},
+        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine, close_engines},
         log::Log,
         open::{backend_info, check_settings, open_log},
         operation::Operation,
@@ -60,7 +61,7 @@ mod _core {
         ring::{Entry, Ring, RingTicket},
         ticket::Ticket,
         toll::{come_back_by_bridge, come_back_by_port},
-        wheel::{Handle, Timeout, TimeoutWheel},
+        wheel::{Handle, Timeout, TimeoutWheel, TimerScope},
     };
 
     use pyo3::prelude::*;

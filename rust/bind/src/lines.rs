@@ -172,11 +172,11 @@ impl Lines {
         self.held.is_none() && self.log.strong_count() == 0
     }
 
-    /// The log if somebody waits for it here and its callers turn it. The turn need not ring for
+    /// The log if somebody waits for it here and its callers turn it now. The turn need not ring for
     /// us: we look behind it.
     pub fn turned(&self) -> Option<Arc<Shared>> {
         let log = self.held.as_ref()?;
-        if !log.appender.is_turned_by_callers() {
+        if !log.appender.needs_turns() {
             return None;
         }
         self.watch.disarm();

@@ -364,6 +364,9 @@ impl LoopPort {
                 job.withdraw();
             }
         }
+        for visit in &state.visits {
+            visit.lose_timer();
+        }
         let heralds = std::mem::take(&mut state.heralds);
         drop(state);
         if !heralds.is_empty() {
@@ -372,6 +375,7 @@ impl LoopPort {
                 for herald in heralds.iter().filter_map(Weak::upgrade) {
                     herald.forget(&port);
                 }
+                Ok(())
             });
         }
     }
@@ -410,7 +414,9 @@ impl Drain {
         let jobs = state.jobs.values().map(|(_, future)| future);
         waiting
             .chain(jobs)
-            .try_for_each(|future| visit.call(future))
+            .try_for_each(|future| visit.call(future))?;
+        let mut visits = state.visits.iter();
+        visits.try_for_each(|one| one.traverse(&visit))
     }
 
     fn __clear__(&self) {

@@ -115,9 +115,8 @@ fn show(py: Python<'_>, shared: Arc<Shared>) -> PyResult<Py<PyAny>> {
 /// Return the backend that would be used, why it is not the ring, and what helps.
 #[pyfunction]
 pub fn backend_info(name: &str) -> PyResult<(&'static str, String, &'static str)> {
-    let setting =
-        backend(name).map_err(|failed| PyValueError::new_err(failed.message().to_owned()))?;
-    let info = engine::backend_info(setting);
+    let info = backend(name).and_then(engine::backend_info);
+    let info = info.map_err(|failed| PyValueError::new_err(failed.message().to_owned()))?;
     Ok((info.name, info.reason, info.hint))
 }
 
@@ -187,15 +186,9 @@ fn way(name: &str) -> Result<WaySetting> {
 }
 
 pub fn backend(name: &str) -> Result<BackendSetting> {
-    match name {
-        "auto" => Ok(BackendSetting::Auto),
-        "uring" => Ok(BackendSetting::Uring),
-        "uring-plain" => Ok(BackendSetting::UringPlain),
-        "threads" => Ok(BackendSetting::Threads),
-        _ => Err(Error::invalid(
-            "backend must be 'auto', 'uring', 'uring-plain' or 'threads'",
-        )),
-    }
+    BackendSetting::named(name).ok_or_else(|| {
+        Error::invalid("backend must be 'auto', 'uring', 'uring-plain' or 'threads'")
+    })
 }
 
 fn driver(name: &str) -> Result<DriverSetting> {

@@ -246,8 +246,11 @@ impl Operation {
 
 /// Records that will never be written are given back to the allocator by a worker.
 fn free(pending: &PendingAppend) {
-    if let Some(records) = pending.take_back() {
-        cleanup::later(Kind::Obligation, 0, move || drop(records));
+    if let Some((records, bytes)) = pending.take_back() {
+        cleanup::later(Kind::Obligation, bytes, move || {
+            drop(records);
+            Ok(())
+        });
     }
 }
 
@@ -294,6 +297,7 @@ fn begin(py: Python<'_>, source: Source) -> PyResult<Step<'_>> {
                 return Ok(Step::Ready(answer(py)?.into_bound(py)));
             }
             let here = current::here(py)?;
+            job.on_wait(py)?;
             let future = here.future.clone().unbind();
             here.port().wait_job(&job, future);
             let hold = job.can_withdraw().then_some(Hold::Job(job));

@@ -197,7 +197,7 @@ impl Drop for Inner {
         cleanup::later(Kind::Channel, READ_BYTES, move || {
             drop(reader);
             // What cannot be removed now, the next truncation or the close removes.
-            let _later = log.sweep();
+            log.sweep()
         });
     }
 }

@@ -2,7 +2,10 @@
 
 use millrace_core::{
     ErrorKind,
-    wal::recovery::{Damage, RecoveryReport},
+    wal::{
+        recovery::{Damage, RecoveryReport},
+        settings::Driver,
+    },
 };
 use pyo3::{
     prelude::*,
@@ -69,8 +72,20 @@ pub fn statistics<'py>(py: Python<'py>, log: &Shared) -> PyResult<Bound<'py, PyD
     dict.set_item("durable_lsn", marks.durable.0)?;
     dict.set_item("commit_path", log.way().map(|way| way.path.name()))?;
     dict.set_item("commit_paths", measured(py, log)?)?;
-    dict.set_item("driver", log.way().map(|way| way.driver.name()))?;
+    dict.set_item("driver", driver(log).map(Driver::name))?;
+    let seen = log.appender.reclamation();
+    let oldest = seen.oldest_pin.map(|pin| pin.age.as_secs_f64());
+    dict.set_item("readers", seen.pins)?;
+    dict.set_item("oldest_reader_age_s", oldest)?;
+    dict.set_item("segments_held", seen.queue.items)?;
+    dict.set_item("segments_released", seen.processed)?;
     Ok(dict)
+}
+
+/// Who turns it now.
+fn driver(log: &Shared) -> Option<Driver> {
+    let way = log.way()?;
+    Some(log.appender.turned_by().unwrap_or(way.driver))
 }
 
 /// What each way to the disk cost in seconds, or why it was refused.

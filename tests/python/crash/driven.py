@@ -28,7 +28,9 @@ def open_log(path: str, settings: LogSettings, read_only: bool) -> Any:  # noqa:
     asked = (settings.driver, settings.commit_path, settings.backend)
     driver: Any = os.environ.get(VARIABLE)
     if driver and asked == ("auto", "auto", "auto"):
-        settings = dataclasses.replace(settings, driver=driver)
+        # Direct, so that who turns follows the load and not what the disk was like at the open.
+        way: Any = "direct" if driver == "auto" else "auto"
+        settings = dataclasses.replace(settings, driver=driver, commit_path=way)
     return _open_log(path, settings, read_only)
 
 

@@ -50,6 +50,7 @@ VARIANTS = (
     {"commit_path": "pwrite"},
     {"commit_path": "ring_dsync"},
     {"commit_path": "direct"},
+    {"commit_path": "direct", "driver": "thread"},
     {"driver": "loop"},
 )
 SMALL: dict[str, Any] = {

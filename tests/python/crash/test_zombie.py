@@ -43,7 +43,14 @@ _ACKS = 30
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "way", [{"commit_path": "ring_dsync"}, {"commit_path": "direct"}, {"driver": "loop"}], ids=str
+    "way",
+    [
+        {"commit_path": "ring_dsync"},
+        {"commit_path": "direct"},
+        {"commit_path": "direct", "driver": "thread"},
+        {"driver": "loop"},
+    ],
+    ids=str,
 )
 def test_writes_of_a_killed_owner_do_not_land_on_its_successor(
     tmp_path: Path, way: dict[str, str]

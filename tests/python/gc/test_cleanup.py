@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import millrace
+from millrace import _core
 
 
 def _descriptors(kind: str) -> int:
@@ -18,13 +18,15 @@ def _descriptors(kind: str) -> int:
     return count
 
 
-def _settles_at(kind: str, most: int) -> bool:
-    deadline = time.monotonic() + 20
-    while _descriptors(kind) > most:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
+async def _settles_at(kind: str, most: int) -> None:
+    """Wait until no more descriptors than *most* are open; each look comes after a cleanup."""
+    async with asyncio.timeout(20):
+        while _descriptors(kind) > most:
+            await _core.cleanup_done()
+
+
+def _done(kind: str) -> int:
+    return millrace.cleanup_statistics().done_by_kind[kind]
 
 
 def test_ports_of_closed_loops_are_deregistered_and_closed(tmp_path: Path) -> None:
@@ -40,10 +42,11 @@ def test_ports_of_closed_loops_are_deregistered_and_closed(tmp_path: Path) -> No
     async def main() -> None:
         async with millrace.Log.open(tmp_path / "log", settings=settings) as log:
             await crowd(log)
-            before = _descriptors("eventfd")
+            before, wakers = _descriptors("eventfd"), _done("waker")
             for _ in range(6):
                 await asyncio.to_thread(asyncio.run, crowd(log))
-            assert await asyncio.to_thread(_settles_at, "eventfd", before)
+            await _settles_at("eventfd", before)
+            assert _done("waker") >= wakers + 6
 
     asyncio.run(main())
 
@@ -55,12 +58,16 @@ def test_readers_that_are_dropped_give_their_backend_back(tmp_path: Path) -> Non
             for _ in range(100):
                 log.submit(b"x" * 100)
             await log.flush()
-            before = _descriptors("")
+            before, channels = _descriptors(""), _done("channel")
             for _ in range(50):
                 async for record in log.read():
                     if record.lsn == 10:
                         break
-            assert await asyncio.to_thread(_settles_at, "", before + 1)
+            await asyncio.get_running_loop().shutdown_asyncgens()
+            await _settles_at("", before + 1)
+            assert _done("channel") >= channels + 50
+            seen = log.statistics()
+            assert (seen.readers, seen.oldest_reader_age_s) == (0, None)
 
     asyncio.run(main())
 
@@ -76,6 +83,7 @@ def test_appends_cancelled_in_line_free_their_records(tmp_path: Path) -> None:
         async with millrace.Log.open(tmp_path / "log", settings=settings) as log:
             payload = b"x" * (4 << 20)
             written = before = 0
+            obligations = _done("obligation")
             for round_ in range(12):
                 tasks = [asyncio.create_task(log.append(payload)) for _ in range(6)]
                 await asyncio.sleep(0)
@@ -87,7 +95,50 @@ def test_appends_cancelled_in_line_free_their_records(tmp_path: Path) -> None:
                     before = resident()
             await log.flush()
             assert written <= log.durable_lsn < 12 * 6
+            await _core.cleanup_done()
+            assert _done("obligation") > obligations
+            assert millrace.cleanup_statistics().bytes_peak >= 4 << 20
             grown = resident() - before
             assert grown < 96 << 20, f"grew by {grown >> 20} MiB"
+
+    asyncio.run(main())
+
+
+def test_who_holds_back_a_truncation_is_shown(tmp_path: Path, small: millrace.LogSettings) -> None:
+    # Belief: a slow reader shows with its age, and what it holds back; both go with it.
+
+    async def main() -> None:
+        async with millrace.Log.open(tmp_path / "log", settings=small) as log:
+            for _ in range(40):
+                await log.append_many([b"x" * 1000] * 10)
+            reader = log.read()
+            first = await anext(reader)
+            assert first.lsn == 1
+            assert await log.truncate_before(300) > 1
+            seen = log.statistics()
+            assert seen.readers == 1
+            assert seen.oldest_reader_age_s is not None
+            held = seen.segments_held
+            assert held > 0
+            await reader.aclose()
+            await _core.cleanup_done()
+            await log.truncate_before(300)
+            seen = log.statistics()
+            assert (seen.readers, seen.segments_held) == (0, 0)
+            assert seen.segments_released == held
+
+    asyncio.run(main())
+
+
+def test_cleanup_is_counted_when_it_was_done() -> None:
+    # Belief: what was enqueued before `cleanup_done` has been processed after it.
+    async def main() -> None:
+        before = millrace.cleanup_statistics()
+        await _core.cleanup_done()
+        await _core.cleanup_done()
+        after = millrace.cleanup_statistics()
+        assert after.processed >= before.processed + 2
+        assert after.failed == 0
+        assert after.last_failure is None
 
     asyncio.run(main())

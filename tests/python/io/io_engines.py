@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -14,6 +16,9 @@ from typing import Any
 from denied import DENIED
 
 from millrace import IoEngine, IoSettings
+
+# Python names it from 3.13 on.
+_F_SETSIG = 10
 
 Main = Callable[[IoEngine], Coroutine[Any, Any, Any]]
 
@@ -73,6 +78,19 @@ async def full(io: IoEngine) -> AsyncIterator[socket.socket]:
         finally:
             left.sendall(b"x")
             await holder
+
+
+@contextmanager
+def leased(path: Path) -> Iterator[None]:
+    """Hold up whoever opens the file at *path*: its opening waits for a lease to be given back."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        # The signal that asks for the lease is one that nobody minds.
+        fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield
+    finally:
+        os.close(fd)
 
 
 def descriptors() -> int:

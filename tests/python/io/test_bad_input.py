@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import mmap
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from io_engines import Engines
+    from typing_extensions import Buffer
 
     Call = Callable[[Any, Any, Path], object]
 
@@ -148,6 +150,28 @@ def test_bad_settings(settings: dict[str, Any], kind: type[Exception], says: str
     # Settings are checked where they are written down.
     with pytest.raises(kind, match=says):
         IoSettings(**settings)
+
+
+def test_more_memory_than_there_is(any_engine: Engines, tmp_path: Path) -> None:
+    # What cannot be copied is an error of the call, and the program goes on.
+    hole = tmp_path / "hole"
+    hole.touch()
+    os.truncate(hole, 1 << 43)
+    with hole.open("rb") as source, mmap.mmap(source.fileno(), 0, prot=mmap.PROT_READ) as huge:
+
+        async def main(io: IoEngine) -> None:
+            left, right = socket.socketpair()
+            with left, right:
+                async with io.open(tmp_path / "f", "w+") as file:
+                    several: list[Buffer | list[Buffer]] = [huge, [b"x", huge], [huge] * 3]
+                    for data in several:
+                        with pytest.raises(TooLargeError):
+                            io.write_at(file, data, 0)
+                        with pytest.raises(TooLargeError):
+                            io.send(left, data)
+                    assert await io.write_at(file, b"fits", 0) == 4
+
+        any_engine.run(main)
 
 
 def test_settings_of_another_kind() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from io_engines import full, pair, until
+from io_engines import full, is_open, pair, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,5 +181,36 @@ def test_operations_work_with_everything_asyncio_offers(engines: Engines, tmp_pa
             await reading
             with pytest.raises(RuntimeError, match="cannot reuse"):
                 await reading
+        async with asyncio.TaskGroup() as group:
+            opening = [group.create_task(io.open(tmp_path / "f")) for _ in range(3)]
+        opened = [task.result() for task in opening]
+        opened += await asyncio.gather(io.open(tmp_path / "f"), io.open(tmp_path / "f"))
+        opened.append(await asyncio.wait_for(io.open(tmp_path / "f"), 10))
+        for file in opened:
+            assert await io.read_at(file, 2, 3) == b"34"
+            await file.close()
+
+    engines.run(main)
+
+
+def test_a_task_that_opens_is_cancelled_before_its_first_step(
+    engines: Engines, tmp_path: Path
+) -> None:
+    # The open goes on, and what it opened is closed: nobody else could.
+    async def main(io: IoEngine) -> None:
+        (tmp_path / "f").touch()
+        for steps in range(3):
+            task = asyncio.get_running_loop().create_task(io.open(tmp_path / "f"))
+            for _ in range(steps - 1):
+                await asyncio.sleep(0)
+            if not task.cancel():
+                await (await task).close()
+            else:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await (await task).close()
+            del task
+            await until(lambda: io.statistics().pending == 0)
+        gc.collect()
+        await until(lambda: not is_open(tmp_path / "f"))
 
     engines.run(main)

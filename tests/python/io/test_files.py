@@ -7,11 +7,12 @@ import contextlib
 import errno
 import os
 import random
+import resource
 import stat
 from typing import TYPE_CHECKING
 
 import pytest
-from io_engines import is_open, until
+from io_engines import is_open, leased, until
 
 import millrace
 from millrace import (
@@ -176,28 +177,31 @@ def test_modes(
 
 
 @pytest.mark.parametrize(
-    ("call", "code"),
+    ("call", "kind", "code"),
     [
-        (lambda io, d: io.open(d / "missing"), errno.ENOENT),
-        (lambda io, d: io.open(d / "there", "x"), errno.EEXIST),
-        (lambda io, d: io.open(d, "r+"), errno.EISDIR),
-        (lambda io, d: io.rename(d / "missing", d / "x"), errno.ENOENT),
-        (lambda io, d: io.unlink(d / "missing"), errno.ENOENT),
-        (lambda io, d: io.stat(d / "missing"), errno.ENOENT),
-        (lambda io, d: io.sync_directory(d / "missing"), errno.ENOENT),
-        (lambda io, d: io.sync_directory(d / "there"), errno.ENOTDIR),
+        (lambda io, d: io.open(d / "missing"), FileNotFoundError, errno.ENOENT),
+        (lambda io, d: io.open(d / "there", "x"), FileExistsError, errno.EEXIST),
+        (lambda io, d: io.open(d, "r+"), IsADirectoryError, errno.EISDIR),
+        (lambda io, d: io.rename(d / "missing", d / "x"), FileNotFoundError, errno.ENOENT),
+        (lambda io, d: io.unlink(d / "missing"), FileNotFoundError, errno.ENOENT),
+        (lambda io, d: io.stat(d / "missing"), FileNotFoundError, errno.ENOENT),
+        (lambda io, d: io.sync_directory(d / "missing"), FileNotFoundError, errno.ENOENT),
+        (lambda io, d: io.sync_directory(d / "there"), NotADirectoryError, errno.ENOTDIR),
     ],
 )
-def test_what_the_kernel_refuses(engines: Engines, tmp_path: Path, call: object, code: int) -> None:
-    # Errors keep the errno and the path, and are OSErrors too.
+def test_what_the_kernel_refuses(
+    engines: Engines, tmp_path: Path, call: object, kind: type[OSError], code: int
+) -> None:
+    # Errors keep the errno and the path, and are what Python's own calls would have raised.
     (tmp_path / "there").touch()
 
     async def main(io: IoEngine) -> None:
-        with pytest.raises(IoError) as caught:
+        with pytest.raises(kind) as caught:
             await call(io, tmp_path)  # type: ignore[operator]
         error = caught.value
-        assert isinstance(error, OSError)
-        assert error.errno == code
+        assert isinstance(error, IoError)
+        assert (error.errno, error.strerror) == (code, os.strerror(code))
+        assert error.filename == error.path
         assert error.path is not None
         assert error.path.startswith(str(tmp_path))
 
@@ -214,7 +218,53 @@ def test_an_error_of_a_file_names_the_place(engines: Engines, tmp_path: Path) ->
                 await io.write_at(file, b"abc", 7)
             error = caught.value
             assert (error.errno, error.offset, error.requested) == (errno.EBADF, 7, 3)
+            assert error.operation == "write"
             assert error.path == str(tmp_path / "f")
+
+    engines.run(main)
+
+
+@pytest.mark.parametrize("flags", ["r", "w", "r+"])
+def test_a_pipe_is_refused_at_once(engines: Engines, tmp_path: Path, flags: str) -> None:
+    # Its opening would wait for the other end, on a thread of the engine; and it has no positions.
+    # However many are tried, the engine goes on and ends.
+    os.mkfifo(tmp_path / "pipe")
+
+    async def main(io: IoEngine) -> None:
+        for _ in range(40):
+            with pytest.raises(IoError) as caught:
+                await io.open(tmp_path / "pipe", flags, timeout_s=10)
+            assert (caught.value.errno, caught.value.operation) == (errno.ESPIPE, "open")
+        async with io.open("/dev/zero") as zeros:
+            assert await io.read_at(zeros, 3, 0) == bytes(3)
+
+    engines.run(main)
+
+
+def test_an_opening_waits_for_a_lease(engines: Engines, tmp_path: Path) -> None:
+    # What ends by itself is waited for, though pipes are not.
+    async def main(io: IoEngine) -> None:
+        with leased(tmp_path / "f"):
+            opening = asyncio.ensure_future(io.open(tmp_path / "f"))
+            await until(lambda: io.statistics().in_flight == 1)
+        await (await opening).close()
+
+    engines.run(main)
+
+
+def test_many_pieces_take_as_much_memory_as_their_bytes(engines: Engines, tmp_path: Path) -> None:
+    # A page for each of a hundred thousand little ones would be four hundred megabytes.
+    def peak() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    pieces = [b"%6d" % n for n in range(100_000)]
+
+    async def main(io: IoEngine) -> None:
+        async with io.open(tmp_path / "f", "w+") as file:
+            before = peak()
+            assert await io.write_at(file, pieces, 0) == 600_000
+            assert peak() < before + (64 << 20)
+        assert (tmp_path / "f").read_bytes() == b"".join(pieces)
 
     engines.run(main)
 

@@ -24,16 +24,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
-from io_engines import WAYS, descriptors, full, pair, until
+from io_engines import WAYS, descriptors, full, leased, pair, until
 
 from millrace import (
     AbandonedError,
     ClosedError,
     File,
+    FileStatus,
     ForkedError,
     IoEngine,
     IoSettings,
     IoTimeout,
+    Log,
+    Operation,
 )
 
 if TYPE_CHECKING:
@@ -229,7 +232,8 @@ def test_an_engine_that_was_dropped_warns_and_ends(engines: Engines) -> None:
     with pytest.warns(ResourceWarning, match="unclosed I/O engine"):
         del io
     while True:
-        with contextlib.suppress(FileNotFoundError):
+        # A thread may end between being listed and being looked at.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if engine_threads() == before:
                 break
 
@@ -299,6 +303,118 @@ def test_operations_leave_no_memory_behind(engines: Engines, tmp_path: Path) -> 
     engines.run(main)
 
 
+def test_what_was_begun_elsewhere_ends_where_it_is_awaited(
+    engines: Engines, tmp_path: Path
+) -> None:
+    # Begun without a loop, on a loop that is gone, on a thread; answered, and out of time.
+    io = engines.make()
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 300_000)
+
+    async def begun(make: Callable[[], Operation[object]]) -> Operation[object]:
+        return make()
+
+    def on_a_thread(make: Callable[[], Operation[object]]) -> Operation[object]:
+        made: list[Operation[object]] = []
+        thread = threading.Thread(target=lambda: made.append(make()))
+        thread.start()
+        thread.join()
+        return made[0]
+
+    async def ended(one: Operation[object], feed: Callable[[], object]) -> object:
+        waiting = asyncio.ensure_future(one)
+        await asyncio.sleep(0)
+        feed()
+        return await waiting
+
+    ways: list[Callable[[Callable[[], Operation[object]]], Operation[object]]] = [
+        lambda make: make(),
+        lambda make: asyncio.run(begun(make)),
+        on_a_thread,
+    ]
+    with pair() as (left, right):
+        for begin in ways:
+            for feed_first in (True, False):
+                receiving = begin(lambda: io.recv(right, 5, exact=True))
+                if feed_first:
+                    left.sendall(b"hello")
+                feed = (lambda: None) if feed_first else (lambda: left.sendall(b"hello"))
+                assert asyncio.run(ended(receiving, feed)) == b"hello"
+            assert isinstance(asyncio.run(ended(begin(lambda: io.stat(path)), int)), FileStatus)
+            late = begin(lambda: io.recv(right, 5, timeout_s=0.05))
+            with pytest.raises(IoTimeout):
+                asyncio.run(ended(late, int))
+    asyncio.run(_close(io))
+
+
+def test_a_loop_that_closes_is_freed(engines: Engines, tmp_path: Path) -> None:
+    # Right after a storage operation, while the engine has a timer for slow ones: the loop and its
+    # descriptors go with it.
+    io = engines.make()
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def once() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await io.stat(tmp_path)
+
+    asyncio.run(once())
+    gc.collect()
+    before = descriptors()
+    for _ in range(10):
+        asyncio.run(once())
+    gc.collect()
+    # The last one is what its thread remembers.
+    assert sum(one() is not None for one in loops) <= 1
+    assert descriptors() <= before
+    io._close_within(5)
+
+
+def test_closing_is_told_from_closed(engines: Engines) -> None:
+    # While what was accepted is served, the engine says so.
+    async def main() -> None:
+        io = engines.make()
+        with pair() as (left, right):
+            receiving = asyncio.ensure_future(io.recv(right, 1))
+            await until(lambda: io.statistics().in_flight == 1)
+            closing = asyncio.ensure_future(io.close())
+            await until(lambda: io.statistics().state != "open")
+            assert io.statistics().state == "closing"
+            assert "closing" in repr(io)
+            left.sendall(b"x")
+            assert await receiving == b"x"
+            await closing
+            assert io.statistics().state == "closed"
+
+    asyncio.run(main())
+
+
+def test_dropped_engines_hold_up_nobody(engines: Engines, tmp_path: Path) -> None:
+    # Each has a receive that nobody feeds, so each takes its bound to end; a log does not notice.
+    async def dropped(right: socket.socket) -> None:
+        io = engines.make()
+        receiving = io.recv(right, 1)
+        await until(lambda: io.statistics().in_flight == 1)
+        del receiving
+
+    async def main() -> None:
+        sockets = [socket.socketpair() for _ in range(6)]
+        async with Log.open(tmp_path / "log") as log:
+            await log.append(b"x")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for _, right in sockets:
+                    await dropped(right)
+                gc.collect()
+            begun = time.monotonic()
+            assert [record.data async for record in log.read()] == [b"x"]
+            assert time.monotonic() - begun < 4
+        for left, right in sockets:
+            left.close()
+            right.close()
+
+    asyncio.run(main())
+
+
 def _in_child(child: Callable[[], None]) -> None:
     with warnings.catch_warnings():
         # From 3.12 on, Python warns of a fork in a process with threads. That is the point here.
@@ -324,6 +440,7 @@ def test_a_forked_child_cannot_use_what_it_inherited(engines: Engines, tmp_path:
 
     io, file = asyncio.run(opened())
     left, right = socket.socketpair()
+    inherited: list[Operation[object]] = [io.recv(right, 4), io.send(left, b"sent")]
 
     def child() -> None:
         calls: list[Callable[[], object]] = [
@@ -338,8 +455,17 @@ def test_a_forked_child_cannot_use_what_it_inherited(engines: Engines, tmp_path:
             lambda: io.unlink("x"),
             io.close,
             lambda: io._close_within(1),
+            io.statistics,
             file.close,
         ]
+        assert "forked" in repr(io)
+
+        async def waits() -> None:
+            for one in inherited:
+                with pytest.raises(ForkedError):
+                    await one
+
+        asyncio.run(waits())
         for call in calls:
             with pytest.raises(ForkedError):
                 call()
@@ -354,6 +480,7 @@ def test_a_forked_child_cannot_use_what_it_inherited(engines: Engines, tmp_path:
     _in_child(child)
 
     async def after() -> None:
+        assert [await one for one in inherited] == [b"sent", 4]
         assert await io.read_at(file, 5, 0) == b"child"
         await io.send(left, b"parent")
         assert await io.recv(right, 6, exact=True) == b"parent"
@@ -428,6 +555,65 @@ def test_an_exit_with_a_receive_under_way(way: str) -> None:
     done = _python(script, settings.backend, settings.driver)
     assert (done.returncode, done.stdout) == (0, "flying\n"), done.stderr
     assert "Fatal" not in done.stderr
+
+
+_ACCEPTED = """
+    import asyncio, sys
+    from millrace import IoEngine, IoSettings
+
+    io = IoEngine(settings=IoSettings(backend=sys.argv[1], driver=sys.argv[2]))
+
+    async def main():
+        global file
+        file = await io.open(sys.argv[3], "w+")
+        writes = [io.write_at(file, b"x" * (1 << 20), n << 20, sync=True) for n in range(16)]
+        if sys.argv[4] == "closing":
+            closing = asyncio.ensure_future(io.close())
+            await asyncio.sleep(0)
+        return writes
+
+    writes = asyncio.run(main())
+    if sys.argv[4] == "kept":
+        del io
+    if sys.argv[4] == "dropped":
+        del io, file
+    del writes
+"""
+
+
+@pytest.mark.parametrize("how", ["closing", "dropped", "kept"])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_exit_loses_no_write_that_was_accepted(way: str, how: str, tmp_path: Path) -> None:
+    # Whether a close had begun, the engine was dropped with its file, or only the file is left.
+    settings = WAYS[way]
+    path = tmp_path / "f"
+    done = _python(_ACCEPTED, settings.backend, settings.driver, str(path), how)
+    assert done.returncode == 0, done.stderr
+    assert "Fatal" not in done.stderr
+    assert path.read_bytes() == b"x" * (16 << 20)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_exit_with_many_engines_has_one_bound(way: str) -> None:
+    # Each has a receive that nobody feeds; together they take what one of them takes.
+    script = """
+        import asyncio, socket, sys
+        from millrace import IoEngine, IoSettings
+
+        settings = IoSettings(backend=sys.argv[1], driver=sys.argv[2])
+        engines = [IoEngine(settings=settings) for _ in range(4)]
+        pairs = [socket.socketpair() for _ in engines]
+
+        async def main():
+            return [io.recv(right, 1) for io, (_, right) in zip(engines, pairs)]
+
+        receives = asyncio.run(main())
+    """
+    settings = WAYS[way]
+    begun = time.monotonic()
+    done = _python(script, settings.backend, settings.driver)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - begun < 10
 
 
 def test_control_c_reaches_the_program(engines: Engines) -> None:
@@ -506,15 +692,12 @@ def test_liveness_of_a_full_table(engines: Engines) -> None:
 
 def test_slow_operations_are_told(engines: Engines, tmp_path: Path) -> None:
     # A storage operation that hangs is logged while it hangs, and once more when it is over.
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-
     async def main(io: IoEngine, records: list[logging.LogRecord]) -> None:
-        opening = asyncio.ensure_future(io.open(pipe))
-        await until(lambda: len(records) >= 1)
-        await until(lambda: io.statistics().slow_now == 1)
-        with open(pipe, "wb"):  # noqa: PTH123
-            await (await opening).close()
+        with leased(tmp_path / "f"):
+            opening = asyncio.ensure_future(io.open(tmp_path / "f"))
+            await until(lambda: len(records) >= 1)
+            await until(lambda: io.statistics().slow_now == 1)
+        await (await opening).close()
         await until(lambda: io.statistics().slow_now == 0)
 
     class Kept(logging.Handler):

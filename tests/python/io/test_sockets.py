@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -75,6 +77,104 @@ def test_the_end_of_a_stream(engines: Engines) -> None:
             with pytest.raises(IoError) as refused:
                 await io.send(right, b"x" * 100_000)
             assert isinstance(refused.value, OSError)
+
+    engines.run(main)
+
+
+def test_sends_on_one_socket_do_not_mix(engines: Engines) -> None:
+    # However the kernel cuts them up, the bytes of one send are together, in the calls' order.
+    length = 1 << 20
+
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            receiving = io.recv(right, 3 * length, exact=True)
+            sending = [io.send(left, bytes([65 + n]) * length) for n in range(3)]
+            assert await asyncio.gather(*sending) == [length] * 3
+            seen = await receiving
+            assert seen == b"A" * length + b"B" * length + b"C" * length
+
+    engines.run(main)
+
+
+def test_receives_on_one_socket_take_whole_messages(engines: Engines) -> None:
+    # The first receive has all of its bytes before the second has any, in whatever pieces they
+    # come; one that is given up takes nothing from those behind it.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            receiving = [asyncio.ensure_future(io.recv(right, 10, exact=True)) for _ in range(4)]
+            await until(lambda: io.statistics().in_flight == 4)
+            receiving[1].cancel()
+            for piece in b"aaaaa", b"aaaaabb", b"bbbbbbbbccccc", b"ccccc":
+                await io.send(left, piece)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+            del receiving[1]
+            expected = [b"a" * 10, b"b" * 10, b"c" * 10]
+            assert await asyncio.gather(*receiving) == expected
+
+    engines.run(main)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_sockets_that_keep_messages_apart_are_refused(any_engine: Engines, kind: int) -> None:
+    # An engine of streams would glue messages together and cut them.
+    async def main(io: IoEngine) -> None:
+        left, right = socket.socketpair(socket.AF_UNIX, kind)
+        with left, right:
+            for call in (lambda: io.send(left, b"x"), lambda: io.recv(right, 1)):
+                with pytest.raises(ValueError, match="only stream sockets"):
+                    call()
+
+    any_engine.run(main)
+
+
+def test_a_receive_on_a_socket_that_listens_is_refused(engines: Engines) -> None:
+    # Nothing will ever come there: an error at once, on every backend.
+    async def main(io: IoEngine) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            with pytest.raises(IoError) as caught:
+                await io.recv(server, 1)
+            assert (caught.value.errno, caught.value.operation) == (errno.ENOTCONN, "recv")
+
+    engines.run(main)
+
+
+def test_a_receive_that_waits_takes_no_memory(engines: Engines) -> None:
+    # A gigabyte may be asked for, and comes page by page with the bytes.
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            before = resident()
+            receiving = asyncio.ensure_future(io.recv(right, 1 << 30))
+            await until(lambda: io.statistics().in_flight == 1)
+            await io.send(left, b"")
+            assert resident() < before + (64 << 20)
+            left.sendall(b"few")
+            assert await receiving == b"few"
+
+    engines.run(main)
+
+
+def test_a_socket_closed_under_a_receive_lives_until_that_is_over(engines: Engines) -> None:
+    # The receive goes on; a shutdown ends it, and with it the connection.
+    async def main(io: IoEngine) -> None:
+        left, right = socket.socketpair()
+        with left:
+            receiving = asyncio.ensure_future(io.recv(right, 1))
+            await until(lambda: io.statistics().in_flight == 1)
+            right.close()
+            left.sendall(b"x")
+            assert await receiving == b"x"
+            assert left.recv(1) == b""
+        left, right = socket.socketpair()
+        with left, right:
+            receiving = asyncio.ensure_future(io.recv(right, 1))
+            await until(lambda: io.statistics().in_flight == 1)
+            right.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(EndOfStream):
+                await receiving
 
     engines.run(main)
 

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 import millrace
 
 SETTINGS = millrace.LogSettings(
+    driver="thread",
     segment_bytes=256 * 1024,
     segment_first_bytes=64 * 1024,
     record_bytes_max=32 * 1024,
@@ -200,8 +201,17 @@ class LoopDrivenModel(LogModel):
     settings = dataclasses.replace(SETTINGS, driver="loop")
 
 
+class EitherDrivenModel(LogModel):
+    """The same, turned by that loop while few records are under way."""
+
+    settings = dataclasses.replace(SETTINGS, driver="auto", commit_path="direct")
+
+
 LogModel.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 TestLogModel = LogModel.TestCase
 
 LoopDrivenModel.TestCase.settings = LogModel.TestCase.settings
 TestLoopDrivenModel = pytest.mark.usefixtures("needs_loop_driver")(LoopDrivenModel.TestCase)
+
+EitherDrivenModel.TestCase.settings = LogModel.TestCase.settings
+TestEitherDrivenModel = pytest.mark.usefixtures("needs_loop_driver")(EitherDrivenModel.TestCase)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 import pickle
 
 import pytest
@@ -29,6 +31,20 @@ def test_every_class_is_in_the_tree_and_says_what_to_do(kind: type[errors.Error]
     assert type(again) is kind
     assert (str(again), again.facts) == (str(error), error.facts)
     assert str(kind()) == ""
+
+
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_an_error_number_is_caught_by_pythons_own_class(number: int) -> None:
+    # What Python raises for a number catches ours, with the attributes that code looks at.
+    error = errors.IoError("open failed", errno=number, path="/x")
+    builtin = type(OSError(number, ""))
+    is_about_processes = builtin in {ChildProcessError, ProcessLookupError}
+    assert isinstance(error, OSError if is_about_processes else builtin)
+    assert isinstance(error, errors.IoError)
+    assert (error.errno, error.strerror, error.filename) == (number, os.strerror(number), "/x")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (again.errno, again.strerror, again.filename) == (number, os.strerror(number), "/x")
 
 
 @pytest.mark.parametrize(

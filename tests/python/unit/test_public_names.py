@@ -59,10 +59,12 @@ _NAMES = [
     "Ticket",
     "Timeout",
     "TimeoutWheel",
+    "TimerScope",
     "TooLargeError",
     "VerifyReport",
     "VersionMismatch",
     "WheelStatistics",
+    "cleanup_statistics",
 ]
 
 

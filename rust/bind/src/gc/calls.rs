@@ -16,10 +16,18 @@
 //! 2. No Python call is made, no object is made or dropped, while a lock of ours is held: any of
 //!    them may run a finalizer that comes back here.
 //! 3. Routing handles plain data, so it may happen on any thread that unpins or collects.
+//! 4. Every loop with something to wait for ticks for itself: none depends on another one's going
+//!    on. Who leaves the last pin of a collector that takes nothing more runs what is loose.
+//! 5. A running call holds its room. So inside of one, nobody waits for room and nobody runs
+//!    other calls to make some.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,7 +39,7 @@ use millrace_core::{
     sync::{Wake, Waker, lock},
 };
 use pyo3::{
-    exceptions::{PyException, PyRuntimeError},
+    exceptions::{PyKeyboardInterrupt, PyRuntimeError, PySystemExit},
     intern,
     prelude::*,
     sync::PyOnceLock,
@@ -100,12 +108,68 @@ pub(super) struct Calls {
     register: Mutex<Register>,
     desks: Mutex<Vec<Arc<Desk>>>,
     loose: Mutex<VecDeque<Ready>>,
-    /// The desk whose loop turns the collector's tick.
+    /// The desk whose loop is woken for calls that belong to none.
     ticker: Mutex<Weak<Desk>>,
     stalls: Arc<Mutex<Vec<OldestPin>>>,
+    /// How many hold on to it besides the `EpochGC`. Changes only attached.
+    holds: AtomicUsize,
+    /// Who entered the pins that are held: a number for the thread, and how many.
+    pinners: Mutex<Vec<(usize, usize)>>,
 }
 
-/// Wakes the loop that turns the tick.
+/// Keeps the calls alive for a pin or a waiter.
+pub(super) struct Hold(Arc<Calls>);
+
+impl Hold {
+    pub(super) fn new(calls: &Arc<Calls>) -> Self {
+        // Relaxed: a number, read by the same interpreter's cycle collector.
+        calls.holds.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(calls))
+    }
+}
+
+impl std::ops::Deref for Hold {
+    type Target = Arc<Calls>;
+
+    fn deref(&self) -> &Arc<Calls> {
+        &self.0
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.holds.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+thread_local! {
+    /// The collectors whose calls run on this thread, the innermost last.
+    static RUNNING: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// While it lives, this thread runs a call of `Calls`.
+struct Inside;
+
+impl Inside {
+    fn of(calls: &Calls) -> Self {
+        RUNNING.with_borrow_mut(|running| running.push(std::ptr::from_ref(calls).addr()));
+        Self
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        RUNNING.with_borrow_mut(Vec::pop);
+    }
+}
+
+/// A number for this thread.
+fn this_thread() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| std::ptr::from_ref(here).addr())
+}
+
+/// Wakes a loop, for calls that belong to none.
 struct Alarm(Weak<Calls>);
 
 impl Wake for Alarm {
@@ -146,6 +210,8 @@ impl Calls {
             loose: Mutex::default(),
             ticker: Mutex::default(),
             stalls,
+            holds: AtomicUsize::new(0),
+            pinners: Mutex::default(),
         });
         let alarm = Alarm(Arc::downgrade(&calls));
         calls.collector.set_wake(Arc::new(alarm));
@@ -212,18 +278,79 @@ impl Calls {
         Ok(Some(desk))
     }
 
-    /// Makes sure that some living loop turns the tick.
-    pub(super) fn find_ticker(&self, desk: &Arc<Desk>) {
-        let mut ticker = lock(&self.ticker);
-        if !ticker.upgrade().is_some_and(|ticker| ticker.is_open()) {
-            *ticker = Arc::downgrade(desk);
-            drop(ticker);
-            desk.ask();
+    /// Something was deferred, or is waited for, on this loop.
+    pub(super) fn expect_on(&self, desk: &Arc<Desk>) {
+        *lock(&self.ticker) = Arc::downgrade(desk);
+        desk.expect();
+    }
+
+    /// How many calls of this collector this thread is running, one inside of the other.
+    pub(super) fn depth_here(&self) -> usize {
+        let here = std::ptr::from_ref(self).addr();
+        RUNNING.with_borrow(|running| running.iter().filter(|one| **one == here).count())
+    }
+
+    /// A pin was entered on this thread; returns the thread's number.
+    pub(super) fn note_pinned(&self) -> usize {
+        let (here, mut pinners) = (this_thread(), lock(&self.pinners));
+        match pinners.iter_mut().find(|(thread, _)| *thread == here) {
+            Some((_, pins)) => *pins += 1,
+            None => pinners.push((here, 1)),
+        }
+        here
+    }
+
+    /// A pin that was entered on `thread` was left.
+    pub(super) fn note_unpinned(&self, thread: usize) {
+        let mut pinners = lock(&self.pinners);
+        if let Some((_, pins)) = pinners.iter_mut().find(|(one, _)| *one == thread) {
+            *pins -= 1;
+        }
+        pinners.retain(|(_, pins)| *pins > 0);
+    }
+
+    /// Whether this thread, if it waited for room, might wait for itself: it runs a call, or it
+    /// entered a pin that is still held.
+    pub(super) fn is_in_its_own_way(&self) -> bool {
+        let here = this_thread();
+        let is_pinner = lock(&self.pinners).iter().any(|(one, _)| *one == here);
+        is_pinner || self.depth_here() > 0
+    }
+
+    /// After the last pin of a collector that takes nothing more: nobody else may come.
+    pub(super) fn run_left(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
+        if self.collector.is_open() || self.collector.load().items == 0 {
+            return Ok(());
+        }
+        self.adopt();
+        let desk = self.desk(py)?;
+        let outcome = self.run_out(py, desk.as_deref());
+        self.keep_handed_out();
+        outcome
+    }
+
+    /// Runs everything that lies here; what a call passes on is passed on after the last one.
+    pub(super) fn run_out(&self, py: Python<'_>, desk: Option<&Desk>) -> PyResult<()> {
+        let mut outcome = Ok(());
+        loop {
+            match self.run(py, desk, Budget::ALL) {
+                Ok(_) => return outcome,
+                Err(passed_on) => outcome = outcome.and(Err(passed_on)),
+            }
         }
     }
 
-    pub(super) fn is_ticker(&self, desk: &Desk) -> bool {
-        std::ptr::eq(lock(&self.ticker).as_ptr(), desk)
+    /// What lies on the desks of other loops runs there, even if the `EpochGC` goes now.
+    pub(super) fn keep_handed_out(self: &Arc<Self>) {
+        let desks = lock(&self.desks).clone();
+        for desk in desks {
+            desk.keep(self);
+        }
+    }
+
+    /// Whether something besides the `EpochGC` may still use the calls.
+    pub(super) fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Relaxed) > 0
     }
 
     fn route(&self, ready: Ready) {
@@ -249,10 +376,10 @@ impl Calls {
         }
     }
 
-    /// Routes everything that is safe now.
-    pub(super) fn route_all(&self) {
+    /// Routes what is safe now, within the budget.
+    pub(super) fn route_within(&self, budget: Budget) {
         self.adopt();
-        self.collector.collect(Budget::ALL);
+        self.collector.collect(budget);
     }
 
     /// Runs what lies on `desk`, and what is loose, within the budget.
@@ -263,7 +390,10 @@ impl Calls {
         budget: Budget,
     ) -> PyResult<usize> {
         let begun = self.now();
+        let most = self.collector.settings().max_batch;
         let (mut ran, mut took) = (0, Duration::ZERO);
+        // The calls of this batch, and when it began.
+        let (mut batch, mut batch_begun) = (0, Duration::ZERO);
         let mut outcome = Ok(());
         while outcome.is_ok() && ran < budget.items && took < budget.time {
             let next = desk.and_then(Desk::next);
@@ -271,11 +401,17 @@ impl Calls {
                 break;
             };
             outcome = self.run_one(py, ready);
-            ran += 1;
+            (ran, batch) = (ran + 1, batch + 1);
             took = self.now().since(begun);
+            if batch == most {
+                self.collector
+                    .note_batch(batch, took.saturating_sub(batch_begun));
+                (batch, batch_begun) = (0, took);
+            }
         }
-        if ran > 0 {
-            self.collector.note_batch(ran, took);
+        if batch > 0 {
+            self.collector
+                .note_batch(batch, took.saturating_sub(batch_begun));
         }
         outcome.map(|()| ran)
     }
@@ -285,7 +421,13 @@ impl Calls {
         desk.has_some() || !lock(&self.loose).is_empty()
     }
 
-    /// An exception is logged and counted; what is not an `Exception` goes on to the caller.
+    /// Runs a call in its context: what to count, and what to pass on.
+    pub(super) fn perform(&self, py: Python<'_>, call: &Call) -> (Result<()>, PyResult<()>) {
+        let _inside = Inside::of(self);
+        perform(py, call)
+    }
+
+    /// What it raises is logged and counted; Ctrl-C and an exit go on to the caller.
     fn run_one(&self, py: Python<'_>, ready: Ready) -> PyResult<()> {
         let Ready { number, charge } = ready;
         let call = {
@@ -296,7 +438,7 @@ impl Calls {
             charge.settle(Ok(()));
             return Ok(());
         };
-        let (outcome, passed_on) = perform(py, &call);
+        let (outcome, passed_on) = self.perform(py, &call);
         drop(call);
         charge.settle(outcome);
         self.leave(number);
@@ -317,15 +459,15 @@ impl Calls {
         Ok(())
     }
 
-    /// The Python objects of waiting calls, for the cycle collector. Nothing while somebody holds
-    /// the register.
+    /// The Python objects of waiting calls, for the cycle collector.
+    ///
+    /// Every pass of one collection must hear the same. So this waits for the register, which
+    /// nobody holds while waiting for the interpreter, and which changes only attached.
     pub(super) fn visit(
         &self,
         visit: &pyo3::PyVisit<'_>,
     ) -> std::result::Result<(), pyo3::PyTraverseError> {
-        let Ok(register) = self.register.try_lock() else {
-            return Ok(());
-        };
+        let register = lock(&self.register);
         for call in register.live.values().flatten() {
             visit.call(&call.parts)?;
             visit.call(&call.context)?;
@@ -340,8 +482,7 @@ impl Calls {
     }
 }
 
-/// Runs a call in its context: what to count, and what to pass on.
-pub(super) fn perform(py: Python<'_>, call: &Call) -> (Result<()>, PyResult<()>) {
+fn perform(py: Python<'_>, call: &Call) -> (Result<()>, PyResult<()>) {
     let context = call.context.bind(py);
     let run = context.getattr(intern!(py, "run"));
     let returned = run.and_then(|run| run.call1(call.parts.bind(py).clone()));
@@ -352,7 +493,10 @@ pub(super) fn perform(py: Python<'_>, call: &Call) -> (Result<()>, PyResult<()>)
         ErrorKind::Abandoned,
         format!("a deferred call raised {raised}"),
     );
-    if !raised.is_instance_of::<PyException>(py) {
+    // A `CancelledError` is no word to whoever happens to be near.
+    let is_for_all = raised.is_instance_of::<PyKeyboardInterrupt>(py)
+        || raised.is_instance_of::<PySystemExit>(py);
+    if is_for_all {
         return (Err(failed), Err(raised));
     }
     if let Err(second) = log_failure(py, call, raised) {
@@ -388,7 +532,7 @@ pub(super) fn context(py: Python<'_>) -> PyResult<Py<PyAny>> {
 
 /// Somebody waits until everything deferred so far has run.
 pub(super) struct Quiet {
-    calls: Arc<Calls>,
+    calls: Hold,
     target: u64,
 }
 
@@ -396,7 +540,7 @@ impl Quiet {
     pub(super) fn new(calls: &Arc<Calls>) -> Self {
         let target = lock(&calls.register).next;
         Self {
-            calls: Arc::clone(calls),
+            calls: Hold::new(calls),
             target,
         }
     }
@@ -418,7 +562,7 @@ impl Answering for Quiet {
 
 /// Somebody waits for room.
 pub(super) struct Room {
-    pub(super) calls: Arc<Calls>,
+    pub(super) calls: Hold,
     pub(super) bytes: usize,
 }
 

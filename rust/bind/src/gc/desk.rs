@@ -11,7 +11,7 @@ use std::{
 use millrace_core::{epoch::Budget, sync::lock};
 use pyo3::{intern, prelude::*, sync::PyOnceLock};
 
-use super::calls::{Calls, Ready, is_living};
+use super::calls::{Calls, Hold, Ready, is_living};
 use crate::loops::{Chore, LoopPort};
 
 /// One loop's calls of one collector.
@@ -24,6 +24,8 @@ pub(super) struct Desk {
     /// A timer will ask.
     is_timed: AtomicBool,
     myself: Weak<Self>,
+    /// After a close.
+    kept: Mutex<Option<Hold>>,
 }
 
 impl Desk {
@@ -35,6 +37,7 @@ impl Desk {
             is_asked: AtomicBool::new(false),
             is_timed: AtomicBool::new(false),
             myself: Weak::clone(myself),
+            kept: Mutex::default(),
         })
     }
 
@@ -63,6 +66,13 @@ impl Desk {
         self.ask();
     }
 
+    /// Keeps the calls until everything here has run, whatever becomes of the `EpochGC`.
+    pub(super) fn keep(&self, calls: &Arc<Calls>) {
+        if self.has_some() {
+            *lock(&self.kept) = Some(Hold::new(calls));
+        }
+    }
+
     pub(super) fn next(&self) -> Option<Ready> {
         lock(&self.due).pop_front()
     }
@@ -76,11 +86,16 @@ impl Desk {
         std::mem::take(&mut *lock(&self.due))
     }
 
-    /// Turns the collector's tick, if that is this loop's task.
-    fn tick(&self, py: Python<'_>, calls: &Calls) -> PyResult<()> {
-        if !calls.is_ticker(self) {
-            return Ok(());
+    /// Asks for a drain, unless one is foreseen.
+    pub(super) fn expect(&self) {
+        // Relaxed: set and cleared on the loop's own thread, where this is called.
+        if !self.is_timed.load(Ordering::Relaxed) {
+            self.ask();
         }
+    }
+
+    /// Turns the collector's tick, and comes again while anything is deferred.
+    fn tick(&self, py: Python<'_>, calls: &Calls) -> PyResult<()> {
         let now = calls.now();
         let Some(next) = calls.collector.tick(now) else {
             return Ok(());
@@ -117,6 +132,9 @@ impl Chore for Desk {
         let ran = calls.run(py, Some(self), budget);
         if calls.has_ready(self) {
             self.ask();
+        } else {
+            let kept = lock(&self.kept).take();
+            drop(kept);
         }
         calls.report_stalls(py)?;
         ran.map(|_| ())

@@ -24,7 +24,7 @@ use crate::{
     operation::{Operation, Source},
     queue::Sleeper,
 };
-use calls::{Call, Calls, Due, Quiet, Room, context, no_loop, perform};
+use calls::{Call, Calls, Due, Hold, Quiet, Room, context, no_loop};
 
 pub use pin::EpochPin;
 
@@ -128,7 +128,9 @@ impl EpochGC {
             desk: desk.clone(),
         };
         let number = calls.enter(call);
-        let taken = self.take_in(py, number, bytes, desk.is_some());
+        // What a call that ran meanwhile passes on, after this one was deferred or given back.
+        let mut passed_on = Ok(());
+        let taken = self.take_in(py, number, bytes, desk.is_some(), &mut passed_on);
         if taken.is_err() {
             // Dropped here, with no lock held. `None`: it ran, and raised.
             let given_back = calls.withdraw(number);
@@ -137,9 +139,9 @@ impl EpochGC {
             }
         }
         if let Some(desk) = desk {
-            calls.find_ticker(&desk);
+            calls.expect_on(&desk);
         }
-        taken
+        taken.and(passed_on)
     }
 
     /// Wait until everything that was deferred before this call has run.
@@ -152,8 +154,7 @@ impl EpochGC {
         let Some(desk) = calls.desk(py)? else {
             return Err(no_loop("quiesce()"));
         };
-        calls.find_ticker(&desk);
-        calls.route_all();
+        calls.expect_on(&desk);
         desk.ask();
         Ok(Operation::quiet(
             "quiesce",
@@ -164,7 +165,7 @@ impl EpochGC {
     /// Wait until there may be room for a call of *cost_bytes*, or there will never be.
     fn wait_room(&self, py: Python<'_>, cost_bytes: usize) -> PyResult<Operation> {
         let room: Arc<dyn Answering> = Arc::new(Room {
-            calls: Arc::clone(self.here(py)?),
+            calls: Hold::new(self.here(py)?),
             bytes: cost_bytes,
         });
         Ok(Operation::quiet("wait_room", Source::Job(room)))
@@ -181,9 +182,10 @@ impl EpochGC {
             items: max_items,
             time: Duration::from_micros(max_micros),
         };
-        calls.route_all();
+        calls.route_within(budget);
         let desk = calls.desk(py)?;
         let ran = calls.run(py, desk.as_deref(), budget);
+        calls.collector.look_for_stalls(calls.now());
         calls.report_stalls(py)?;
         ran
     }
@@ -242,8 +244,8 @@ impl EpochGC {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
-        // Held by pins or desks as well, the calls are not ours alone to declare garbage.
-        if Arc::strong_count(&self.calls) > 1 {
+        // Held by pins or waiters as well, the calls are not ours alone to declare garbage.
+        if self.calls.is_held() {
             return Ok(());
         }
         self.calls.visit(&visit)
@@ -267,18 +269,29 @@ impl EpochGC {
         door::detached(py, || how(calls));
         calls.adopt();
         let desk = calls.desk(py)?;
-        calls.run(py, desk.as_deref(), Budget::ALL)?;
-        Ok(calls.collector.load().items)
+        let outcome = calls.run_out(py, desk.as_deref());
+        calls.keep_handed_out();
+        calls.collector.look_for_stalls(calls.now());
+        calls.report_stalls(py)?;
+        outcome.map(|()| calls.collector.load().items)
     }
 
     /// Hands the number to the collector, as the overflow policy says.
-    fn take_in(&self, py: Python<'_>, number: u64, bytes: usize, on_loop: bool) -> PyResult<()> {
+    fn take_in(
+        &self,
+        py: Python<'_>,
+        number: u64,
+        bytes: usize,
+        on_loop: bool,
+        passed_on: &mut PyResult<()>,
+    ) -> PyResult<()> {
         let calls = &self.calls;
         let Err(mut reason) = self.offer(number, bytes) else {
             return Ok(());
         };
-        if reason == Reason::Full {
-            self.help(py)?;
+        let depth = calls.depth_here();
+        if reason == Reason::Full && depth == 0 {
+            *passed_on = self.help(py);
             match self.offer(number, bytes) {
                 Ok(()) => return Ok(()),
                 Err(again) => reason = again,
@@ -287,10 +300,11 @@ impl EpochGC {
         let policy = calls.collector.settings().overflow;
         let is_full = matches!(reason, Reason::Full | Reason::TooLarge);
         let may_run = reason == Reason::Disabled || (is_full && policy == Overflow::Inline);
-        if may_run && calls.collector.is_clear() {
+        if may_run && depth < DEPTH_MAX && calls.collector.is_clear() {
             return self.run_inline(py, number);
         }
-        if reason == Reason::Full && policy != Overflow::Refuse && !on_loop {
+        let may_wait = policy != Overflow::Refuse && !on_loop && !calls.is_in_its_own_way();
+        if reason == Reason::Full && may_wait && passed_on.is_ok() {
             return self.wait_in(py, number, bytes);
         }
         Err(error::raise(py, &reason.into()))
@@ -304,7 +318,7 @@ impl EpochGC {
             items: settings.max_batch,
             time: settings.max_batch_time,
         };
-        calls.route_all();
+        calls.route_within(budget);
         let desk = calls.desk(py)?;
         calls.run(py, desk.as_deref(), budget)?;
         Ok(())
@@ -321,7 +335,7 @@ impl EpochGC {
         let Some(call) = self.calls.withdraw(number) else {
             return Ok(());
         };
-        let (outcome, passed_on) = perform(py, &call);
+        let (outcome, passed_on) = self.calls.perform(py, &call);
         self.calls.collector.note_inline(Kind::Call, outcome);
         passed_on
     }
@@ -334,6 +348,8 @@ impl EpochGC {
             self.calls.collector.wait_room(waker);
             // Pins may have gone, and what is loose is ours to run.
             self.help(py)?;
+            self.calls.collector.look_for_stalls(self.calls.now());
+            self.calls.report_stalls(py)?;
             match self.offer(number, bytes) {
                 Ok(()) => return Ok(()),
                 Err(Reason::Full) => {}
@@ -347,10 +363,14 @@ impl EpochGC {
     }
 }
 
+/// How deep calls may run inside of one another because there is no room for them.
+const DEPTH_MAX: usize = 16;
+
 /// How long a waiting thread sleeps before it looks for what only it can run.
 const WAIT_SLICE: Duration = Duration::from_millis(20);
 
-fn report<'py>(py: Python<'py>, seen: &Statistics) -> PyResult<Bound<'py, PyDict>> {
+/// The fields of `GcStatistics`.
+pub fn report<'py>(py: Python<'py>, seen: &Statistics) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("enqueued", seen.enqueued)?;
     dict.set_item("processed", seen.processed)?;
@@ -377,5 +397,10 @@ fn report<'py>(py: Python<'py>, seen: &Statistics) -> PyResult<Bound<'py, PyDict
     )?;
     let failure = seen.last_failure.as_ref().map(Error::message);
     dict.set_item("last_failure", failure)?;
+    let by_kind = PyDict::new(py);
+    for (kind, done) in Kind::ALL.iter().zip(seen.done_by_kind) {
+        by_kind.set_item(kind.name(), done)?;
+    }
+    dict.set_item("done_by_kind", by_kind)?;
     Ok(dict)
 }

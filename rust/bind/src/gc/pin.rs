@@ -1,20 +1,17 @@
 //! A pin as Python holds it: a context manager, entered as often as one likes.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use millrace_core::{epoch::OwnedPin, sync::lock};
 use pyo3::{exceptions::PyRuntimeError, prelude::*, types::PyTuple};
 
-use super::calls::Calls;
-use crate::{
-    error,
-    operation::{Operation, Source},
-};
+use super::calls::{Calls, Hold};
+use crate::{door::attached, error, wheel::Instant};
 
 /// While it is entered, nothing deferred after that runs. Made by `EpochGC.pin`.
 #[pyclass(frozen, module = "millrace._core")]
 pub struct EpochPin {
-    calls: Arc<Calls>,
+    calls: Hold,
     label: Option<String>,
     held: Mutex<Held>,
 }
@@ -24,12 +21,14 @@ struct Held {
     /// How often it was entered and not yet left.
     depth: usize,
     pin: Option<OwnedPin>,
+    /// The thread that entered it first.
+    thread: usize,
 }
 
 impl EpochPin {
     pub(super) fn new(calls: &Arc<Calls>, label: Option<String>) -> Self {
         Self {
-            calls: Arc::clone(calls),
+            calls: Hold::new(calls),
             label,
             held: Mutex::default(),
         }
@@ -40,7 +39,13 @@ impl EpochPin {
         checked.map_err(|failed| error::raise(py, &failed))?;
         let mut held = lock(&self.held);
         if held.depth == 0 {
-            held.pin = Some(self.calls.collector.pin(self.label.as_deref()));
+            let collector = &self.calls.collector;
+            if collector.load().items > 0 {
+                // What was deferred before is sealed before: this pin does not hold it back.
+                collector.is_ready();
+            }
+            held.pin = Some(collector.pin(self.label.as_deref()));
+            held.thread = self.calls.note_pinned();
         }
         held.depth += 1;
         Ok(())
@@ -55,10 +60,14 @@ impl EpochPin {
                 return Err(PyRuntimeError::new_err("the pin is not entered"));
             };
             held.depth = depth;
-            if depth == 0 { held.pin.take() } else { None }
+            if depth > 0 {
+                return Ok(());
+            }
+            self.calls.note_unpinned(held.thread);
+            held.pin.take()
         };
         drop(ended);
-        Ok(())
+        self.calls.run_left(py)
     }
 }
 
@@ -75,17 +84,18 @@ impl EpochPin {
         self.leave(py)
     }
 
-    fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Operation> {
+    /// Does not let others run: a cancellation in between would leave it entered for ever.
+    fn __aenter__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Instant>> {
         slf.get().enter(slf.py())?;
-        let known = Source::Known(slf.into_any().unbind());
-        Ok(Operation::quiet("pin", known))
+        let py = slf.py();
+        Bound::new(py, Instant::of(slf.into_any().unbind()))
     }
 
     #[pyo3(signature = (*exc_info))]
-    fn __aexit__(&self, py: Python<'_>, exc_info: &Bound<'_, PyTuple>) -> PyResult<Operation> {
+    fn __aexit__(&self, py: Python<'_>, exc_info: &Bound<'_, PyTuple>) -> PyResult<Py<Instant>> {
         let _ = exc_info;
         self.leave(py)?;
-        Ok(Operation::quiet("pin", Source::Known(py.None())))
+        Instant::nothing(py)
     }
 
     /// What `statistics()` calls it.
@@ -112,9 +122,20 @@ impl EpochPin {
 
 impl Drop for EpochPin {
     fn drop(&mut self) {
+        let held = self.held.get_mut();
+        let held = held.unwrap_or_else(PoisonError::into_inner);
+        let Some(pin) = held.pin.take() else { return };
         if self.calls.origin.is_forked_child() {
             // Its slot is registered with threads that do not exist here.
-            std::mem::forget(lock(&self.held).pin.take());
+            std::mem::forget(pin);
+            return;
         }
+        self.calls.note_unpinned(held.thread);
+        drop(pin);
+        attached(|py| {
+            if let Err(raised) = self.calls.run_left(py) {
+                raised.write_unraisable(py, None);
+            }
+        });
     }
 }

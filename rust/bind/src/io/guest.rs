@@ -2,7 +2,8 @@
 //!
 //! A loop turns the engine when it has asked for something (at once if nothing else is under way,
 //! otherwise once for all that its tasks ask for in this iteration), when a descriptor of the
-//! engine is readable, and when a deadline has come. No thread of ours is involved.
+//! engine is readable, and when a deadline has come; and when one of its tasks begins to wait for
+//! something that was asked for elsewhere. No thread of ours is involved.
 //!
 //! ```text
 //! loop --selector--> Watch --strong--> Visit --weak--> engine
@@ -12,11 +13,12 @@
 //!
 //! # Always true
 //!
-//! 1. While a request of a loop is under way, that loop watches the engine's descriptors, through
+//! 1. While a loop waits for a request, that loop watches the engine's descriptors, through
 //!    duplicates that stay open as long as they are watched: a number in a selector must not be
 //!    reused.
 //! 2. A timer runs only while the engine has a deadline, and not later than it.
-//! 3. Nothing is called in Python while a lock is held.
+//! 3. The timer goes with the loop, whether it has fired or not.
+//! 4. Nothing is called in Python while a lock is held.
 
 use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
@@ -32,7 +34,7 @@ use millrace_core::{
     ioloop::driver::{Next, Turnable},
     sync::lock,
 };
-use pyo3::{intern, prelude::*};
+use pyo3::{PyTraverseError, PyVisit, intern, prelude::*};
 
 use super::shared::Shared;
 use crate::{
@@ -54,21 +56,33 @@ struct Timer {
     handle: Py<PyAny>,
 }
 
-/// Has what was just asked for carried out.
-pub fn urge(py: Python<'_>, engine: &Arc<Shared>, alone: bool) -> PyResult<()> {
+/// Has what was just asked for carried out; the loop that will, if there is one here.
+pub fn urge(py: Python<'_>, engine: &Arc<Shared>, alone: bool) -> PyResult<Weak<LoopPort>> {
     let Some(running) = current::running_loop(py)? else {
-        // No loop here: nobody will come back to it, so it is done now.
+        // No loop here: it is begun now, and turned further by the loop that waits for it.
         turn_here(engine);
-        return Ok(());
+        return Ok(Weak::new());
     };
     let visit = visit_of(py, engine, &running)?;
     if alone {
-        return visit.turn(py, &running);
-    }
-    if !visit.is_urged.swap(true, Ordering::Relaxed) {
+        visit.turn(py, &running)?;
+    } else if !visit.is_urged.swap(true, Ordering::Relaxed) {
         running.port().wake();
     }
-    Ok(())
+    Ok(Arc::downgrade(running.port()))
+}
+
+/// A loop begins to wait for something that `turner` was to turn: if that is another one, or none,
+/// it turns the engine from now on.
+pub fn attend(py: Python<'_>, engine: &Arc<Shared>, turner: &Weak<LoopPort>) -> PyResult<()> {
+    let Some(running) = current::running_loop(py)? else {
+        return Ok(());
+    };
+    if std::ptr::eq(turner.as_ptr(), Arc::as_ptr(running.port())) {
+        return Ok(());
+    }
+    let visit = visit_of(py, engine, &running)?;
+    visit.turn(py, &running)
 }
 
 /// Turns on a thread that has no loop, or is busy with something else.
@@ -116,6 +130,22 @@ fn visit_of(py: Python<'_>, engine: &Arc<Shared>, running: &Running) -> PyResult
 impl Visit {
     fn is_of(&self, engine: &Arc<Shared>) -> bool {
         std::ptr::eq(self.engine.as_ptr(), Arc::as_ptr(engine))
+    }
+
+    /// The loop is gone, and with it what would have run the timer. The timer holds the loop, and
+    /// us by way of its callback: a ring that would keep all of it for ever.
+    pub fn lose_timer(&self) {
+        let timer = lock(&self.timer).take();
+        drop(timer);
+    }
+
+    /// For the collector, to which the timer shows the loop.
+    pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // It runs on a thread that may hold the timer; then nothing is garbage yet.
+        match self.timer.try_lock().as_deref() {
+            Ok(Some(timer)) => visit.call(&timer.handle),
+            _ => Ok(()),
+        }
     }
 
     /// What is found from here on rings again.

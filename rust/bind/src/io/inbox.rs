@@ -13,7 +13,7 @@
 //! 3. A request counts as under way from its submission until it was answered or given up.
 
 use std::sync::{
-    Arc, Mutex,
+    Arc, Mutex, Weak,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
@@ -26,10 +26,11 @@ use millrace_core::{
 
 use pyo3::prelude::*;
 
-use super::{outcome::Wanted, report, shared::Shared};
+use super::{guest, outcome::Wanted, report, shared::Shared};
 use crate::{
     error,
     jobs::{Answer, Answering},
+    loops::LoopPort,
 };
 
 /// What the engine says.
@@ -143,6 +144,8 @@ pub struct Waiting {
     idle: Option<Id>,
     /// What shall become of the answer; gone once it was handed out.
     wanted: Mutex<Option<Wanted>>,
+    /// The loop that turns a guest engine for this, if it was asked for on one.
+    turner: Weak<LoopPort>,
 }
 
 impl Waiting {
@@ -152,12 +155,21 @@ impl Waiting {
             inbox,
             idle,
             wanted: Mutex::new(Some(wanted)),
+            turner: Weak::new(),
         }
+    }
+
+    pub fn turned_by(self, turner: Weak<LoopPort>) -> Self {
+        Self { turner, ..self }
     }
 }
 
 impl Answering for Waiting {
     fn answer(&self) -> Option<Answer> {
+        if let Err(forked) = self.engine.origin.check() {
+            // Whoever would answer is in the parent, and may have held what is locked here.
+            return Some(Box::new(move |py| Err(error::raise_io(py, &forked))));
+        }
         let news = self.inbox.take()?;
         let wanted = lock(&self.wanted).take();
         let (engine, inbox) = (Arc::clone(&self.engine), Arc::clone(&self.inbox));
@@ -178,6 +190,13 @@ impl Answering for Waiting {
         }
     }
 
+    fn on_wait(&self, py: Python<'_>) -> PyResult<()> {
+        if self.engine.is_guest {
+            guest::attend(py, &self.engine, &self.turner)?;
+        }
+        Ok(())
+    }
+
     fn subscribe(&self, waker: Waker) -> bool {
         self.inbox.subscribe(waker)
     }
@@ -187,7 +206,9 @@ impl Answering for Waiting {
     }
 
     fn withdraw(&self) {
-        if let Some(id) = self.idle {
+        if let Some(id) = self.idle
+            && !self.engine.origin.is_forked_child()
+        {
             // What it would have filled is free again.
             let wanted = lock(&self.wanted).take();
             drop(wanted);

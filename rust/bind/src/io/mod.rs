@@ -5,10 +5,12 @@
 //! arguments, open, sockets what is made of its arguments
 //! shared                   what the handles of one engine have in common
 //! inbox, outcome, report   how an answer comes back
+//! exit                     engines that were dropped, and the end of the process
 //! guest                    the engine turned by event loops
 //! ```
 
 mod arguments;
+mod exit;
 mod file;
 mod guest;
 mod inbox;
@@ -42,6 +44,7 @@ use outcome::{Place, Wanted};
 use shared::Shared;
 use sockets::Duplicate;
 
+pub use exit::close_engines;
 pub use file::File;
 pub use guest::Visit;
 pub use memory::EngineBuffer;
@@ -60,6 +63,7 @@ impl IoEngine {
         let numbers: open::Numbers = settings.extract()?;
         let opened = door::detached(py, || numbers.open().and_then(Shared::new));
         let shared = opened.map_err(|failed| error::raise_io(py, &failed))?;
+        exit::enlist(&shared);
         Ok(Self { shared })
     }
 
@@ -88,7 +92,8 @@ impl IoEngine {
 
     /// Read *length* bytes of *file* from *offset*.
     ///
-    /// What the page cache has is there when the call returns, and awaiting it does not suspend.
+    /// Up to 64 KiB that the page cache has are there when the call returns, as a rule, and
+    /// awaiting them does not suspend.
     ///
     /// Cancelling gives the read up. Nothing is changed by it.
     ///
@@ -238,8 +243,8 @@ impl IoEngine {
     /// Make what was written to *file* durable.
     ///
     /// With *data_only* times and the like are left out, but never what is needed to read the
-    /// data back. After a failed sync the kernel may have dropped what it could not write: do
-    /// not try again, write again.
+    /// data back. Writes that were not awaited before may not be covered. After a failed sync the
+    /// kernel may have dropped what it could not write: do not try again, write again.
     ///
     /// Cancelling stops the waiting, not the sync.
     #[pyo3(signature = (file, *, data_only = true, timeout_s = None))]
@@ -263,6 +268,8 @@ impl IoEngine {
     ///
     /// Raises:
     ///     TypeError: If *sock* is no `socket.socket`, or speaks TLS.
+    ///
+    ///     ValueError: If it is no stream socket.
     ///
     ///     IoTimeout: If the deadline passed; some of it may have been sent.
     #[pyo3(signature = (sock, data, *, timeout_s = None))]
@@ -290,8 +297,11 @@ impl IoEngine {
 
     /// Receive up to *length* bytes from a connected socket, or with *exact* as many.
     ///
+    /// Receives on one socket are served in the order of the calls, sends likewise.
+    ///
     /// Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
-    /// deadline passes.
+    /// deadline passes. What is on its way when any receive is cancelled is lost too: to bound one,
+    /// use *timeout_s*, not `asyncio.timeout`.
     ///
     /// Raises:
     ///     EndOfStream: If the peer ended the stream first.
@@ -321,7 +331,7 @@ impl IoEngine {
         self.shared.start(py, "recv", ask, timeout, wanted)
     }
 
-    /// Reserve space for the first *length* bytes of *file*.
+    /// Reserve space for the first *length* bytes of *file*, which is as long afterwards at least.
     ///
     /// Cancelling stops the waiting, not the reservation.
     #[pyo3(signature = (file, length, *, timeout_s = None))]
@@ -474,7 +484,7 @@ impl IoEngine {
         (info.name, &info.reason, info.hint)
     }
 
-    /// `open`, `closed`, or `failed` after a defect.
+    /// `open`, `closing`, `closed`, or `failed` after a defect; `forked` in a child.
     #[getter(_state)]
     fn state(&self) -> &'static str {
         self.shared.state()
@@ -483,6 +493,8 @@ impl IoEngine {
     /// Return the fields of `IoStatistics`.
     #[pyo3(name = "_statistics_report")]
     fn statistics_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let here = self.shared.origin.check();
+        here.map_err(|forked| error::raise_io(py, &forked))?;
         // Who only asks and never waits sees things go on, too.
         guest::turn_here(&self.shared);
         report::statistics(py, &self.shared)

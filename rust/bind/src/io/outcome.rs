@@ -6,7 +6,7 @@ use std::{
 };
 
 use millrace_core::{Error, ioloop::Reply};
-use pyo3::{IntoPyObjectExt, prelude::*, types::PyBytes};
+use pyo3::{IntoPyObjectExt, prelude::*};
 
 use super::{
     file::{File, OpenFile},
@@ -101,7 +101,7 @@ impl Wanted {
         };
         match (self, reply) {
             (Self::Bytes(_) | Self::Received(_), Reply::Bytes { buffer, length }) => {
-                Ok(PyBytes::new(py, &buffer[..length]).into_any().unbind())
+                Ok(buffer::shown(py, &buffer[..length])?.into_any().unbind())
             }
             (Self::Copied(_, into), Reply::Bytes { buffer, length }) => {
                 buffer::copy_out(into.bind(py), &buffer[..length])?;

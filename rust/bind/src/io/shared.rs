@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -18,14 +18,15 @@ use millrace_core::{
 use pyo3::prelude::*;
 
 use super::{
-    guest,
+    exit, guest,
     inbox::{Inbox, Waiting},
     outcome::Wanted,
     sockets::Sockets,
 };
 use crate::{
     error,
-    jobs::{self, Answering},
+    jobs::Answering,
+    loops::LoopPort,
     operation::{Operation, Source},
 };
 
@@ -103,11 +104,9 @@ impl Shared {
                 return Err(error::raise_io(py, &wanted.placed(refused)));
             }
         };
-        if self.is_guest {
-            guest::urge(py, self, alone)?;
-        }
+        let turner = self.urge(py, alone)?;
         let idle = changes_nothing.then_some(id);
-        let waiting = Waiting::new(Arc::clone(self), inbox, idle, wanted);
+        let waiting = Waiting::new(Arc::clone(self), inbox, idle, wanted).turned_by(turner);
         Ok(Operation::new(name, Source::Job(Arc::new(waiting))))
     }
 
@@ -134,12 +133,19 @@ impl Shared {
         inbox.discount();
         let listener: Arc<dyn Sink> = Arc::<Inbox>::clone(&inbox);
         self.handle.close(timeout, Some((listener, 0)));
-        if self.is_guest {
-            guest::urge(py, self, true)?;
-        }
-        let waiting = Waiting::new(Arc::clone(self), inbox, None, Wanted::End);
+        let turner = self.urge(py, true)?;
+        let waiting = Waiting::new(Arc::clone(self), inbox, None, Wanted::End).turned_by(turner);
         let job: Arc<dyn Answering> = Arc::new(waiting);
         Ok(Operation::new("close", Source::Job(job)))
+    }
+
+    /// Has what was just asked for carried out, if nobody does it by himself; the loop that will.
+    fn urge(self: &Arc<Self>, py: Python<'_>, alone: bool) -> PyResult<Weak<LoopPort>> {
+        if self.is_guest {
+            guest::urge(py, self, alone)
+        } else {
+            Ok(Weak::new())
+        }
     }
 
     /// Nobody waits for this one any more.
@@ -155,15 +161,27 @@ impl Shared {
         accepted
     }
 
-    /// `open`, `closed` or `failed`.
+    /// `open`, `closing`, `closed` or `failed`; `forked` in a child.
     pub fn state(&self) -> &'static str {
+        if self.origin.is_forked_child() {
+            // Nothing here may be touched.
+            return "forked";
+        }
         if self.handle.poison().is_some() {
             return "failed";
         }
-        if self.handle.is_closed() {
-            "closed"
-        } else {
-            "open"
+        match (self.handle.is_closed(), self.handle.is_over()) {
+            (false, _) => "open",
+            (true, false) => "closing",
+            (true, true) => "closed",
+        }
+    }
+
+    /// Closes on a plain thread, which waits.
+    pub fn end_within(&self, budget: Duration) {
+        if let Some(engine) = self.engine() {
+            // One that failed meanwhile: nobody is left to tell.
+            let _ = engine.close(Some(budget));
         }
     }
 
@@ -183,7 +201,7 @@ impl Shared {
 }
 
 impl Drop for Shared {
-    /// The last handle is gone. Closing may wait for a device, so a worker does it.
+    /// The last handle is gone. Closing may wait for a device, so it is done elsewhere.
     fn drop(&mut self) {
         let Some(engine) = self.engine.take() else {
             return;
@@ -193,11 +211,7 @@ impl Drop for Shared {
             drop(engine);
             return;
         }
-        // If no worker can be had, the engine is dropped with what was meant for it: here.
-        let _ = jobs::start(move || {
-            drop(engine);
-            jobs::answer(Ok(()), |py, ()| Ok(py.None()))
-        });
+        exit::entrust(engine, self.origin);
     }
 }
 

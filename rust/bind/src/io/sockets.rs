@@ -57,6 +57,7 @@ impl Sockets {
         if let Some(known) = state.known.get(&inode).and_then(Weak::upgrade) {
             return Ok(known);
         }
+        require_stream(fd)?;
         let made = Arc::new(Duplicate(File::duplicate(fd)?));
         if state.known.len() >= state.sweep_at {
             state.known.retain(|_, one| one.strong_count() > 0);
@@ -80,6 +81,36 @@ fn inode(fd: RawFd) -> Result<Inode> {
         return Err(Error::invalid("the descriptor is not a socket"));
     }
     Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Refuses sockets that keep the borders of messages: what is received and sent in pieces here would
+/// glue them together and cut them, and an empty message is no end.
+fn require_stream(fd: RawFd) -> Result<()> {
+    let mut kind: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the option is one integer, which `kind` has room for, as `length` says.
+    let answer = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_TYPE,
+            (&raw mut kind).cast(),
+            &raw mut length,
+        )
+    };
+    if answer != 0 {
+        return Err(Error::from_io(
+            &std::io::Error::last_os_error(),
+            "getsockopt",
+        ));
+    }
+    if kind == libc::SOCK_STREAM {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "only stream sockets can be used here: this one keeps the borders of messages, which an \
+         engine of streams would lose; use the loop's own sock_recvfrom and sock_sendto",
+    ))
 }
 
 /// The descriptor of a `socket.socket`.

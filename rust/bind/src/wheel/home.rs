@@ -112,6 +112,15 @@ impl Home {
         event_loop.call_method(intern!(py, "call_at"), (when, turn), keywords)
     }
 
+    /// Asks the loop for a call in its next iteration.
+    pub fn call_soon(&self, callable: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = callable.py();
+        let keywords = Some(self.keywords.bind(py));
+        let event_loop = self.event_loop.bind(py);
+        event_loop.call_method(intern!(py, "call_soon"), (callable,), keywords)?;
+        Ok(())
+    }
+
     pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
         visit.call(&self.witness)?;
@@ -146,6 +155,8 @@ pub fn settle(py: Python<'_>, core: &Core) -> PyResult<Arc<Home>> {
     let left = state.wheel.restart(origin);
     state.dropped += left.len() as u64;
     state.armed = super::UNARMED;
+    // Asked of a loop that is closed: it will not come. Keys of before are stale.
+    state.is_sweep_asked = false;
     let before = (state.home.replace(Arc::clone(&home)), state.timer.take());
     drop(state);
     drop((left, before));

@@ -19,6 +19,7 @@
 
 mod context;
 mod home;
+mod scope;
 mod seconds;
 mod timeout;
 mod turn;
@@ -31,6 +32,7 @@ use std::{
 use millrace_core::{
     Error, ErrorKind,
     clock::Mono,
+    epoch::Collector,
     fork::Origin,
     sync::lock,
     wheel::{self, Key},
@@ -47,7 +49,8 @@ use crate::error;
 
 use context::Captured;
 use home::Home;
-pub use timeout::Timeout;
+pub use scope::TimerScope;
+pub use timeout::{Instant, Timeout};
 use turn::Turn;
 
 /// No timer of the loop is armed.
@@ -73,6 +76,8 @@ struct Core {
     tick_ns: u64,
     origin: Origin,
     state: Mutex<State>,
+    /// What closed scopes have left in the wheel.
+    cleanup: Collector<scope::Ended>,
 }
 
 struct State {
@@ -87,6 +92,11 @@ struct State {
     rearmed: u64,
     dropped: u64,
     failed: u64,
+    /// Due after their scope had ended, so not run.
+    outlived: u64,
+    /// Taken out after their scope had ended.
+    swept: u64,
+    is_sweep_asked: bool,
 }
 
 /// A callback that waits; `cancel` takes it back.
@@ -102,13 +112,16 @@ impl Handle {
     ///
     /// Its function and arguments are let go at once. Afterwards, and after it has run, this does
     /// nothing.
-    fn cancel(&self) -> bool {
+    fn cancel(&self, py: Python<'_>) -> bool {
         let taken = lock(&self.core.state).wheel.cancel(self.key);
-        taken.is_some()
+        taken.is_some_and(|timer| !timer.has_ended(py))
     }
 
-    fn __repr__(&self) -> String {
-        let waits = lock(&self.core.state).wheel.contains(self.key);
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let locked = lock(&self.core.state);
+        let found = locked.wheel.get(self.key);
+        let waits = found.is_some_and(|timer| !timer.has_ended(py));
+        drop(locked);
         let state = if waits { "waiting" } else { "done" };
         format!("<millrace.Handle {state}>")
     }
@@ -133,12 +146,16 @@ impl TimeoutWheel {
             rearmed: 0,
             dropped: 0,
             failed: 0,
+            outlived: 0,
+            swept: 0,
+            is_sweep_asked: false,
         };
         Ok(Self {
             core: Arc::new(Core {
                 tick_ns: tick.as_nanos() as u64,
                 origin,
                 state: Mutex::new(state),
+                cleanup: scope::cleanup(),
             }),
         })
     }
@@ -159,18 +176,14 @@ impl TimeoutWheel {
         callback: &Bound<'_, PyAny>,
         args: &Bound<'_, PyTuple>,
     ) -> PyResult<Handle> {
-        let py = slf.py();
-        let delay = seconds::delay(delay_s)?;
-        let what = with_arguments(callback, args)?;
-        let core = &slf.get().core;
-        let home = core.home(py)?;
-        let deadline = home.now(py)?.after(delay);
-        let context = Some(context::capture(py, core)?);
-        let key = schedule(slf, &home, deadline, Timer { what, context })?;
-        Ok(Handle {
-            core: Arc::clone(core),
-            key,
-        })
+        arm_call(slf, delay_s, callback, args, Ok)
+    }
+
+    /// Make a scope: callbacks that end together, all at once, however many they are.
+    ///
+    /// Use it as a context manager, or call `close`.
+    fn scope(slf: Bound<'_, Self>) -> TimerScope {
+        TimerScope::new(slf.unbind())
     }
 
     /// Limit how long a block may take: `async with wheel.timeout(5.0): ...`.
@@ -256,16 +269,22 @@ impl TimeoutWheel {
         let seen = state.wheel.statistics();
         let (turns, rearmed) = (state.turns, state.rearmed);
         let (dropped, failed) = (state.dropped, state.failed);
+        let (outlived, swept) = (state.outlived, state.swept);
         drop(state);
+        let cleanup = self.core.cleanup.statistics(self.core.cleanup.now());
         dict.set_item("armed", seen.armed)?;
-        dict.set_item("cancelled", seen.cancelled - dropped)?;
-        dict.set_item("expired", seen.expired)?;
+        dict.set_item("cancelled", seen.cancelled - dropped + outlived)?;
+        dict.set_item("expired", seen.expired - outlived)?;
         dict.set_item("dropped", dropped)?;
         dict.set_item("failed", failed)?;
         dict.set_item("live", seen.live)?;
         dict.set_item("turns", turns)?;
         dict.set_item("rearmed", rearmed)?;
         dict.set_item("memory_bytes", seen.memory_bytes)?;
+        dict.set_item("swept", swept)?;
+        dict.set_item("sweeps", cleanup.batches)?;
+        dict.set_item("sweep_time_max_s", cleanup.batch_time_max.as_secs_f64())?;
+        dict.set_item("to_sweep", cleanup.queue.bytes / size_of::<Key>())?;
         Ok(dict)
     }
 
@@ -347,6 +366,28 @@ impl Core {
         let taken = lock(&self.state).wheel.cancel(key);
         drop(taken);
     }
+}
+
+/// Arms a callback; `wrap` may put something around its context.
+fn arm_call(
+    slf: &Bound<'_, TimeoutWheel>,
+    delay_s: &Bound<'_, PyAny>,
+    callback: &Bound<'_, PyAny>,
+    args: &Bound<'_, PyTuple>,
+    wrap: impl FnOnce(Py<PyAny>) -> PyResult<Py<PyAny>>,
+) -> PyResult<Handle> {
+    let py = slf.py();
+    let delay = seconds::delay(delay_s)?;
+    let what = with_arguments(callback, args)?;
+    let core = &slf.get().core;
+    let home = core.home(py)?;
+    let deadline = home.now(py)?.after(delay);
+    let context = Some(wrap(context::capture(py, core)?)?);
+    let key = schedule(slf, &home, deadline, Timer { what, context })?;
+    Ok(Handle {
+        core: Arc::clone(core),
+        key,
+    })
 }
 
 /// Puts a timer into the wheel, and arms the loop's timer if this one comes first.

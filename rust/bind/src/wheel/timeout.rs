@@ -338,7 +338,11 @@ impl Soon {
 pub struct Instant(Option<Py<PyAny>>);
 
 impl Instant {
-    fn nothing(py: Python<'_>) -> PyResult<Py<Self>> {
+    pub fn of(value: Py<PyAny>) -> Self {
+        Self(Some(value))
+    }
+
+    pub fn nothing(py: Python<'_>) -> PyResult<Py<Self>> {
         static NOTHING: PyOnceLock<Py<Instant>> = PyOnceLock::new();
         let nothing = NOTHING.get_or_try_init(py, || Py::new(py, Self(None)))?;
         Ok(nothing.clone_ref(py))

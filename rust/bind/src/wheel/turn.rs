@@ -11,7 +11,9 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 
-use super::{Core, Home, TURNING, Timeout, TimeoutWheel, Timer, UNARMED, closed, home};
+use super::{
+    Core, Home, TURNING, Timeout, TimeoutWheel, Timer, UNARMED, closed, home, scope::Scoped,
+};
 use crate::error;
 
 /// How long one turn may hand out timers; then the loop sees to others first.
@@ -63,6 +65,10 @@ fn hand_out(py: Python<'_>, core: &Core, home: &Home, now: Mono) -> PyResult<()>
     for _ in 0..COUNT {
         let due = lock(&core.state).wheel.pop(now);
         let Some(timer) = due else { break };
+        if timer.has_ended(py) {
+            lock(&core.state).outlived += 1;
+            continue;
+        }
         run(py, core, home, timer)?;
         if home.now(py)? >= until {
             break;
@@ -128,8 +134,11 @@ fn fire(py: Python<'_>, timer: Timer) -> PyResult<()> {
             Err(_) => resolve(&what),
         };
     };
+    let context = context.into_bound(py);
+    let scoped = context.cast_exact::<Scoped>().ok();
+    let context = scoped.and_then(Scoped::context).unwrap_or(&context);
     // Shared with other timers, so each runs in a copy.
-    let context = context.bind(py).call_method0(intern!(py, "copy"))?;
+    let context = context.call_method0(intern!(py, "copy"))?;
     let run = intern!(py, "run");
     match what.cast_exact::<PyTuple>() {
         Ok(call) => context.getattr(run)?.call1(call)?,

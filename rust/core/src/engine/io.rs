@@ -29,9 +29,6 @@ use crate::{
     uring::{Refusal, UringDisk},
 };
 
-/// The environment variable that forces a backend where the settings leave it open.
-pub const BACKEND_VARIABLE: &str = "MILLRACE_BACKEND";
-
 /// How long the engine's drop waits: the program ends, or forgot to close it.
 const DROP_BUDGET: Duration = Duration::from_secs(5);
 
@@ -52,7 +49,7 @@ pub enum DriverSetting {
 pub struct IoSettings {
     /// Numbers of the loop.
     pub numbers: Settings,
-    /// Which backend; [`BACKEND_VARIABLE`] decides where this is `Auto`.
+    /// Which backend; [`BACKEND_VARIABLE`](super::BACKEND_VARIABLE) decides where this is `Auto`.
     pub backend: BackendSetting,
     /// Who turns the loop.
     pub driver: DriverSetting,
@@ -77,10 +74,7 @@ enum Driver {
 pub fn open(settings: &IoSettings) -> Result<IoEngine> {
     let numbers = settings.numbers.checked()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let wanted = wanted(
-        settings.backend,
-        std::env::var(BACKEND_VARIABLE).ok().as_deref(),
-    )?;
+    let wanted = settings.backend.or_environment()?;
     let guest = settings.driver == DriverSetting::Loop;
     let dir = settings.dir.as_deref();
     let (backend, info) = choose(&clock, wanted, guest, numbers.size, dir)?;
@@ -96,23 +90,6 @@ pub fn open(settings: &IoSettings) -> Result<IoEngine> {
         driver,
         origin: Origin::here()?,
     })
-}
-
-/// What the settings say, or the environment where they leave it open.
-fn wanted(setting: BackendSetting, variable: Option<&str>) -> Result<BackendSetting> {
-    match (setting, variable) {
-        (BackendSetting::Auto, Some(name)) => match name {
-            "" | "auto" => Ok(BackendSetting::Auto),
-            "uring" => Ok(BackendSetting::Uring),
-            "uring-plain" => Ok(BackendSetting::UringPlain),
-            "threads" => Ok(BackendSetting::Threads),
-            other => Err(Error::invalid(format!(
-                "{BACKEND_VARIABLE} must be auto, uring, uring-plain or threads"
-            ))
-            .with_text("value", other)),
-        },
-        (setting, _) => Ok(setting),
-    }
 }
 
 /// Climbs down the ladder until something works, or fails where a rung is forced.

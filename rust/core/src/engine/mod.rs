@@ -9,7 +9,7 @@ use crate::{
     clock::{Clock, SystemClock},
     error::{Error, ErrorKind, Result},
     ids::{Lsn, StoreId},
-    io::{Disk, Durability, Wanted},
+    io::{Durability, Wanted},
     sync::Arc,
     threads::ThreadsDisk,
     uring::{self, UringDisk},
@@ -41,7 +41,11 @@ impl WaySetting {
     }
 }
 
-/// Which backend may be used.
+/// The environment variable that forces a backend, of logs and I/O engines alike, where their
+/// settings leave it open.
+pub const BACKEND_VARIABLE: &str = "MILLRACE_BACKEND";
+
+/// Which backend may be used; [`BACKEND_VARIABLE`] decides where this is `Auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BackendSetting {
     /// The ring where the kernel allows it, else threads.
@@ -55,13 +59,46 @@ pub enum BackendSetting {
     Threads,
 }
 
+impl BackendSetting {
+    /// The backend of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "auto" => Some(Self::Auto),
+            "uring" => Some(Self::Uring),
+            "uring-plain" => Some(Self::UringPlain),
+            "threads" => Some(Self::Threads),
+            _ => None,
+        }
+    }
+
+    /// This setting, or what the environment says where it is `Auto`.
+    pub fn or_environment(self) -> Result<Self> {
+        // One that is not text is no name of a backend either.
+        let variable = std::env::var_os(BACKEND_VARIABLE);
+        self.or_variable(variable.map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    fn or_variable(self, variable: Option<String>) -> Result<Self> {
+        let Some(name) = variable.filter(|name| self == Self::Auto && !name.is_empty()) else {
+            return Ok(self);
+        };
+        Self::named(&name).ok_or_else(|| {
+            Error::invalid(format!(
+                "{BACKEND_VARIABLE} must be auto, uring, uring-plain or threads"
+            ))
+            .with_text("value", name)
+        })
+    }
+}
+
 /// Who shall turn the committer of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DriverSetting {
-    /// A thread of the log's own.
+    /// Whoever appends or waits while they are few, a thread of the log's own while they are many
+    /// and where callers cannot.
     #[default]
     Auto,
-    /// The same.
+    /// A thread of the log's own.
     Thread,
     /// Whoever appends or waits, or an error that says why not.
     Loop,
@@ -91,16 +128,15 @@ pub fn open_log(
     driver: DriverSetting,
     wanted: &Wanted,
 ) -> Result<Log> {
+    let backend = backend.or_environment()?;
     let world = world_while(wanted)?;
+    settings.patience_max = PATIENCE_MAX;
     if driver == DriverSetting::Loop {
         check_loop_driver(way, backend)?;
         let candidate = loop_candidate(&world)?;
-        // Patience is a matter of when the loop turns; see `Turner::urge`.
-        settings.patience_max = Duration::ZERO;
         return Log::open(&world, path, settings, &[candidate]).map_err(without_direct);
     }
-    let candidates = candidates(&world, way, backend)?;
-    settings.patience_max = PATIENCE_MAX;
+    let candidates = candidates(&world, way, backend, driver)?;
     Log::open(&world, path, settings, &candidates)
 }
 
@@ -116,24 +152,33 @@ pub fn check_loop_driver(way: WaySetting, backend: BackendSetting) -> Result<()>
     if backend == BackendSetting::Threads {
         return Err(Error::invalid(
             "driver 'loop' and backend 'threads' contradict each other: an event loop can only be \
-             told of completions by io_uring; take backend 'auto' or 'uring'",
+             told of completions by io_uring; take backend 'auto' or 'uring', which \
+             MILLRACE_BACKEND must not contradict",
         ));
     }
     Ok(())
 }
 
-/// Direct writes on a ring that every thread may turn.
+/// Direct writes on a ring that every thread may turn: callers, or a thread.
+fn for_either(disk: UringDisk) -> Candidate {
+    let disk = disk.for_guests();
+    let name = disk.variant();
+    Candidate {
+        driver: Driver::Either,
+        ..Candidate::new(CommitPath::Direct, Arc::new(disk), name)
+    }
+}
+
+/// Direct writes on a ring that every thread may turn, by callers only.
 fn loop_candidate(world: &World) -> Result<Candidate> {
     let clock = Arc::clone(&world.clock);
-    let disk = match UringDisk::probe(clock, None) {
-        Ok(disk) => disk.for_guests(),
-        Err(refusal) => return Err(without_loop(&unavailable(&refusal))),
-    };
-    let name = disk.variant();
-    Ok(Candidate {
-        driver: Driver::Loop,
-        ..Candidate::new(CommitPath::Direct, Arc::new(disk), name)
-    })
+    match UringDisk::probe(clock, None) {
+        Ok(disk) => Ok(Candidate {
+            driver: Driver::Loop,
+            ..for_either(disk)
+        }),
+        Err(refusal) => Err(without_loop(&unavailable(&refusal))),
+    }
 }
 
 fn without_direct(error: Error) -> Error {
@@ -166,8 +211,9 @@ pub fn watch_log(path: &Path, mode: RecoveryMode, start: Lsn, wanted: &Wanted) -
 }
 
 /// Which backend a log would use here.
-pub fn backend_info(backend: BackendSetting) -> BackendInfo {
-    match ring_disk(Arc::new(SystemClock::new()), backend) {
+pub fn backend_info(backend: BackendSetting) -> Result<BackendInfo> {
+    let backend = backend.or_environment()?;
+    Ok(match ring_disk(Arc::new(SystemClock::new()), backend) {
         Ok(Some((_, name))) => BackendInfo {
             name,
             reason: String::new(),
@@ -183,7 +229,7 @@ pub fn backend_info(backend: BackendSetting) -> BackendInfo {
             reason: refusal.error.to_string(),
             hint: refusal.hint,
         },
-    }
+    })
 }
 
 /// The machine as the log sees it.
@@ -204,7 +250,7 @@ fn world_while(wanted: &Wanted) -> Result<World> {
 }
 
 /// A disk behind the kernel's ring, and the name of its variant.
-type RingDisk = (Arc<dyn Disk>, &'static str);
+type RingDisk = (UringDisk, &'static str);
 
 /// The ring, if it was asked for and works.
 fn ring_disk(
@@ -220,11 +266,16 @@ fn ring_disk(
         BackendSetting::Auto | BackendSetting::Uring | BackendSetting::Threads => disk,
     };
     let name = disk.variant();
-    Ok(Some((Arc::new(disk), name)))
+    Ok(Some((disk, name)))
 }
 
 /// The ways this machine offers, cheapest machinery first.
-fn candidates(world: &World, way: WaySetting, backend: BackendSetting) -> Result<Vec<Candidate>> {
+fn candidates(
+    world: &World,
+    way: WaySetting,
+    backend: BackendSetting,
+    driver: DriverSetting,
+) -> Result<Vec<Candidate>> {
     let ring = match ring_disk(Arc::clone(&world.clock), backend) {
         Ok(ring) => ring,
         Err(refusal) if backend == BackendSetting::Auto => {
@@ -241,8 +292,14 @@ fn candidates(world: &World, way: WaySetting, backend: BackendSetting) -> Result
         "threads",
     )];
     if let Some((disk, name)) = ring {
-        let buffered = Candidate::new(CommitPath::RingDsync, Arc::clone(&disk), name);
-        let direct = Candidate::new(CommitPath::Direct, disk, name);
+        // Who asks for the tuned ring by name gets the one thread that can turn it.
+        let either = driver == DriverSetting::Auto && backend != BackendSetting::Uring;
+        let direct = if either {
+            for_either(disk.clone())
+        } else {
+            Candidate::new(CommitPath::Direct, Arc::new(disk.clone()), name)
+        };
+        let buffered = Candidate::new(CommitPath::RingDsync, Arc::new(disk), name);
         all.extend([buffered, direct]);
     } else {
         let clock = Arc::clone(&world.clock);
@@ -258,8 +315,8 @@ fn candidates(world: &World, way: WaySetting, backend: BackendSetting) -> Result
     all.retain(|one| way.admits(one.path) && !(on_ring_only && one.backend == "threads"));
     if all.is_empty() {
         return Err(Error::invalid(
-            "commit_path and backend contradict each other: ring_dsync needs the ring, pwrite needs \
-             threads",
+            "commit_path and backend (a setting, or MILLRACE_BACKEND) contradict each other: \
+             ring_dsync needs the ring, pwrite needs threads",
         ));
     }
     Ok(all)

@@ -57,9 +57,9 @@ pub use work::{Charge, Clean, Kind, Slip, Task, Work};
 use crate::{
     clock::{Clock, Mono},
     error::{Error, ErrorKind, Result},
-    sync::{AtomicU64, AtomicUsize, Mutex, Ordering, Queue, Waker, lock},
+    sync::{AtomicU64, AtomicUsize, Mutex, Ordering, Waker, lock},
 };
-use bag::{Item, Limbo};
+use bag::{Inbox, Item, Limbo};
 use bounds::{Bounds, NoRoom};
 use pin::Domain;
 use statistics::Counters;
@@ -87,7 +87,7 @@ pub(super) struct Inner<W: Work> {
     clock: Arc<dyn Clock>,
     domain: Arc<Domain>,
     bounds: Bounds,
-    inbox: Queue<Item<W>>,
+    inbox: Inbox<W>,
     limbo: Mutex<Limbo<W>>,
     /// The thread that runs a batch, so that a handler that comes back here does not wait for
     /// itself; 0 if nobody does.
@@ -197,7 +197,7 @@ impl<W: Work + 'static> Collector<W> {
             settings,
             clock,
             domain: Arc::new(Domain::new()),
-            inbox: Queue::new(),
+            inbox: Inbox::new(),
             limbo: Mutex::new(Limbo::new()),
             running: AtomicUsize::new(0),
             carried: AtomicUsize::new(0),
@@ -348,10 +348,18 @@ impl<W: Work + 'static> Collector<W> {
 
     /// Takes work in again after `disable`.
     pub fn enable(&self) {
+        let inner = &*self.0;
         // Relaxed: a flag on its own.
-        if self.0.mode.load(Ordering::Relaxed) == DISABLED {
-            self.0.mode.store(OPEN, Ordering::Relaxed);
-            self.0.bounds.reopen();
+        let was_disabled =
+            inner
+                .mode
+                .compare_exchange(DISABLED, OPEN, Ordering::Relaxed, Ordering::Relaxed);
+        if was_disabled.is_ok() {
+            inner.bounds.reopen();
+            // A close that came in between must not be undone.
+            if !self.is_open() {
+                inner.bounds.shut();
+            }
         }
     }
 
@@ -382,6 +390,11 @@ impl<W: Work + 'static> Collector<W> {
     /// Whether it was closed.
     pub fn is_closed(&self) -> bool {
         self.0.mode.load(Ordering::Relaxed) == CLOSED
+    }
+
+    /// What its clock shows.
+    pub fn now(&self) -> Mono {
+        self.0.clock.now()
     }
 
     /// What is deferred now.

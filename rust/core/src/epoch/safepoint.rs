@@ -98,11 +98,7 @@ impl<W: Work + 'static> Collector<W> {
         run: impl FnMut(W, &mut Slip<'_>) -> Result<()>,
     ) -> Option<Mono> {
         let inner = &*self.0;
-        for pin in inner.domain.stalled(now, inner.settings.stall_after) {
-            if let Some(observer) = inner.observer.get() {
-                observer.stalled(&pin);
-            }
-        }
+        self.look_for_stalls(now);
         let budget = Budget {
             items: usize::MAX,
             time: inner.settings.max_batch_time,
@@ -117,6 +113,19 @@ impl<W: Work + 'static> Collector<W> {
         } else {
             now.after(inner.settings.advance_interval)
         })
+    }
+
+    /// Tells the observer of pins held for too long, each once. The tick does it by itself.
+    pub fn look_for_stalls(&self, now: Mono) {
+        let inner = &*self.0;
+        // Looked at without an observer, too: a participant's pin ages from when it was first seen.
+        let stalled = inner.domain.stalled(now, inner.settings.stall_after);
+        let Some(observer) = inner.observer.get() else {
+            return;
+        };
+        for pin in stalled {
+            observer.stalled(&pin);
+        }
     }
 
     /// Counts a batch of work that was carried off and run elsewhere.
@@ -177,9 +186,13 @@ impl<W: Work> Inner<W> {
     fn after_unpin(&self, load: Load, books: &Arc<dyn Books>) {
         // Relaxed: a flag on its own.
         let is_open = self.mode.load(Ordering::Relaxed) == OPEN;
-        if !is_open && let (Some(mut run), Some(mut limbo)) = (self.runner, try_lock(&self.limbo)) {
-            // Nobody may come after us.
-            self.collect(&mut limbo, Some(books), Budget::ALL, &mut run);
+        if !is_open && let Some(mut run) = self.runner {
+            // Nobody may come after us. A collection under way may have looked at the pins
+            // before this one went, so it is waited for; unless it is our own, which looks again.
+            if self.running.load(Ordering::Relaxed) != this_thread() {
+                let mut limbo = lock(&self.limbo);
+                self.collect(&mut limbo, Some(books), Budget::ALL, &mut run);
+            }
         } else if load.items >= self.settings.min_batch
             || self.bounds.is_near(load)
             || !self.settings.assist
@@ -217,14 +230,7 @@ impl<W: Work> Inner<W> {
     /// Seals what was pushed and finds out what is safe. Returns whether anything is.
     fn open_bags(&self, limbo: &mut Limbo<W>) -> bool {
         let early = planted!("epoch_seal_local").then_some(limbo.sealed_at);
-        let mut is_new = false;
-        // No more than what may be deferred at once: pushes that go on do not keep us here.
-        for _ in 0..self.settings.max_items {
-            let Some(item) = self.inbox.pop() else { break };
-            limbo.add(item);
-            is_new = true;
-        }
-        if is_new {
+        if self.inbox.empty_into(limbo) {
             let epoch = self.domain.seal_epoch();
             limbo.seal(early.unwrap_or(epoch));
         }
@@ -251,7 +257,10 @@ impl<W: Work> Inner<W> {
         let time = budget.time.min(self.settings.max_batch_time);
         let (mut ran, mut carried, mut now) = (0, 0, begun);
         while ran < most && now.since(begun) < time {
-            let Some(item) = limbo.take() else { break };
+            let Some((item, emptied)) = limbo.take() else {
+                break;
+            };
+            self.inbox.keep(emptied);
             carried += usize::from(self.run_one(books, item, run));
             ran += 1;
             now = self.clock.now();

@@ -221,7 +221,7 @@ impl<'a> Blocking<'a> {
     /// Refuses every operation from the moment that `wanted` is withdrawn.
     #[must_use]
     pub fn while_wanted(mut self, wanted: &Wanted) -> Self {
-        self.wanted = Some(wanted.clone());
+        self.wanted = (!planted!("open_never_withdrawn")).then(|| wanted.clone());
         self
     }
 

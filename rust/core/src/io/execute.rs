@@ -23,6 +23,7 @@ use std::{
 use super::{
     Access, Answer, BLOCK, Buffer, File, Finished, Op, Open, Request, program,
     sys::{self, Errno, Sys},
+    tally,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -65,9 +66,10 @@ pub fn direct_alignment(file: &File) -> Option<Alignment> {
     })
 }
 
-/// Carries out `request` and answers it.
+/// Carries out `request` and answers it. What it took is for [`tally::take`].
 pub(crate) fn run(request: Request, durability: Durability) -> Finished {
     let Request { token, mut op, .. } = request;
+    tally::take();
     if let Op::Close { file } = op {
         return Finished {
             token,
@@ -209,6 +211,7 @@ pub(super) fn retry<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
             }
             answer => return answer,
         }
+        tally::retried();
     }
 }
 
@@ -217,12 +220,12 @@ fn read(fd: RawFd, into: &mut [u8], offset: u64) -> Result<usize> {
     while done < into.len() {
         let end = into.len().min(done + TRANSFER_MAX);
         let at = offset + done as u64;
-        match told(
-            retry(|| sys::read_at(fd, &mut into[done..end], at)),
-            "pread",
-        )? {
+        match told(retry(|| sys::read_at(fd, &mut into[done..end], at)), "read")? {
             0 => break,
-            count => done += count,
+            count => {
+                tally::moved(count, end - done);
+                done += count;
+            }
         }
     }
     Ok(done)
@@ -253,9 +256,12 @@ fn write_all(from: &[u8], mut call: impl FnMut(&[u8], u64) -> Sys<usize>) -> Res
     let mut done = 0;
     while done < from.len() {
         let end = from.len().min(done + TRANSFER_MAX);
-        match told(retry(|| call(&from[done..end], done as u64)), "pwrite")? {
+        match told(retry(|| call(&from[done..end], done as u64)), "write")? {
             0 => return Err(no_progress(done, from.len())),
-            count => done += count,
+            count => {
+                tally::moved(count, end - done);
+                done += count;
+            }
         }
     }
     Ok(())
@@ -470,7 +476,7 @@ fn lock(file: &File, take: impl Fn(RawFd) -> Sys<()>) -> Result<()> {
 }
 
 /// As [`retry`], where "try again" is an answer.
-fn retry_interrupted<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
+pub(super) fn retry_interrupted<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
     for _ in 0..INTERRUPTIONS_MAX {
         match call() {
             Err(Errno(libc::EINTR)) => {}
@@ -498,6 +504,8 @@ mod tests {
         })
         .unwrap();
         assert_eq!(seen, bytes);
+        let counted = tally::take();
+        assert_eq!((counted.short, counted.retried), (3, 0));
     }
 
     #[test]
@@ -518,6 +526,7 @@ mod tests {
                 if left > 0 { Err(Errno(errno)) } else { Ok(5) }
             });
             assert_eq!(answer, Ok(5));
+            assert_eq!(tally::take().retried, 2);
             let mut calls = 0;
             let answer = retry(|| {
                 calls += 1;
@@ -525,6 +534,7 @@ mod tests {
             });
             assert_eq!(answer, Err(Errno(errno)));
             assert_eq!(calls, bound + 1);
+            assert_eq!(tally::take().retried, u64::from(bound));
         }
     }
 

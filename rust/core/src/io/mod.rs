@@ -55,6 +55,7 @@ pub(crate) mod program;
 mod request;
 pub(crate) mod signal;
 pub(crate) mod sys;
+pub(crate) mod tally;
 pub(crate) mod vectors;
 pub(crate) mod worker;
 

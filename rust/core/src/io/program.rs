@@ -4,9 +4,9 @@
 //! The transfers among them follow the rules of [`execute`](super::execute).
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     os::{
-        fd::{AsRawFd, RawFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
@@ -14,9 +14,10 @@ use std::{
 
 use super::{
     Answer, Buffer, File, Op, Status,
-    execute::{Durability, fd, no_progress, refuses_flag, retry, told},
+    execute::{Durability, fd, no_progress, refuses_flag, retry, retry_interrupted, told},
     request::total,
-    sys::{self, Sys},
+    sys::{self, Errno, Sys},
+    tally,
     vectors::Vectors,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -72,10 +73,54 @@ fn about<T>(answer: Sys<T>, operation: &'static str, path: &Path) -> Result<T> {
     told(answer, operation).map_err(|error| error.with_text("path", path.display().to_string()))
 }
 
+/// See [`Op::OpenPath`].
 fn open(path: &Path, flags: i32, mode: u32) -> Result<File> {
     let place = terminated(path)?;
-    let opened = retry(|| sys::open_at(libc::AT_FDCWD, &place, flags, mode));
-    about(opened, "open", path).map(File::from_fd)
+    let shown = |error: Error| error.with_text("path", path.display().to_string());
+    let as_told = |flags| sys::open_at(libc::AT_FDCWD, &place, flags, mode);
+    let at_once = flags & libc::O_NONBLOCK != 0;
+    let opened = match retry_interrupted(|| as_told(flags)) {
+        // Somebody has a lease on the file and is being asked for it: that is waited for.
+        Err(Errno(libc::EAGAIN)) => retry(|| as_told(flags & !libc::O_NONBLOCK)),
+        // Nobody reads from the pipe, or it is the name of a socket.
+        Err(Errno(libc::ENXIO)) if at_once && !is_device(&place) => {
+            return Err(shown(no_positions()));
+        }
+        other => other,
+    };
+    let fd = about(opened, "open", path)?;
+    if at_once {
+        require_positions(&fd).map_err(shown)?;
+    }
+    Ok(File::from_fd(fd))
+}
+
+/// Refuses what has no positions, and makes what is left wait like any other file: `O_NONBLOCK` was
+/// for the opening only.
+fn require_positions(fd: &OwnedFd) -> Result<()> {
+    let fd = fd.as_raw_fd();
+    match sys::position(fd) {
+        Ok(_) => {}
+        Err(Errno(libc::ESPIPE)) => return Err(no_positions()),
+        Err(errno) => return told(Err(errno), "lseek"),
+    }
+    let flags = told(sys::flags(fd), "fcntl")?;
+    told(sys::set_flags(fd, flags & !libc::O_NONBLOCK), "fcntl")
+}
+
+fn is_device(place: &CStr) -> bool {
+    let kind = sys::stat_path(place).map(|stat| stat.st_mode & libc::S_IFMT);
+    matches!(kind, Ok(libc::S_IFCHR | libc::S_IFBLK))
+}
+
+fn no_positions() -> Error {
+    Error::new(
+        ErrorKind::Io,
+        "a pipe, a socket or a terminal has no positions to read and write at; asyncio's own \
+         streams are made for it",
+    )
+    .with("errno", libc::ESPIPE)
+    .with_text("operation", "open")
 }
 
 fn sync_path(path: &Path) -> Result<()> {
@@ -109,15 +154,17 @@ fn write_many(
     let mut flagged = durability == Some(Durability::Dsync);
     let mut durable = false;
     while moved < all {
-        let whole = vectors.show(buffers, moved) == all;
+        let asked = vectors.show(buffers, moved);
+        let whole = asked == all;
         let at = offset + moved as u64;
         let with_flag = flagged && whole;
         match told(
             retry(|| sys::write_many_at(fd, &vectors, at, with_flag)),
-            "pwritev",
+            "write",
         ) {
             Ok(0) => return Err(no_progress(moved, all)),
             Ok(count) => {
+                tally::moved(count, asked);
                 moved += count;
                 durable = with_flag && count == all;
             }

@@ -138,7 +138,9 @@ pub enum Op {
         /// The file.
         file: File,
     },
-    /// Open what is at `path`, with the flags of open(2); close-on-exec is added.
+    /// Open what is at `path`, with the flags of open(2); close-on-exec is added. With `O_NONBLOCK`
+    /// among them the opening waits for no peer, what has no positions is refused with `ESPIPE`,
+    /// and the flag is taken off again.
     OpenPath {
         /// Where it is.
         path: PathBuf,

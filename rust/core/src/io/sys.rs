@@ -170,6 +170,13 @@ pub(crate) fn set_flags(fd: RawFd, flags: c_int) -> Sys<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags) }).map(drop)
 }
 
+/// Fails with `ESPIPE` where there are no positions: a pipe, a socket, a terminal.
+pub(crate) fn position(fd: RawFd) -> Sys<libc::off_t> {
+    // SAFETY: plain numbers.
+    let at = unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) };
+    if at < 0 { Err(Errno::last()) } else { Ok(at) }
+}
+
 pub(crate) fn read_at(fd: RawFd, into: &mut [u8], at: u64) -> Sys<usize> {
     let (start, length) = (into.as_mut_ptr().cast(), into.len());
     // SAFETY: `into` is exclusively ours and `length` long; the call is synchronous.

@@ -9,7 +9,8 @@
 //!    file, buffer and lock alive; when the kernel lets go of it, so does the thread.
 //! 3. A request is in exactly one of: waiting, being carried out, done, handed out.
 //! 4. With two threads or more, bulk transfers never occupy all of them: whoever waits for
-//!    durability finds one free, or waits only behind others of his kind.
+//!    durability finds one free, or waits only behind others of his kind. Neither do these, while
+//!    bulk waits.
 
 use std::{
     collections::VecDeque,
@@ -19,11 +20,12 @@ use std::{
 };
 
 use super::{
-    Cancelled, File, Finished, Leftovers, Request, Token,
+    Cancelled, Effort, File, Finished, Leftovers, Request, Token,
     execute::{self, Durability},
     program::cancelled,
     signal::Signal,
     sys,
+    tally::{self, Tally},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -56,6 +58,8 @@ struct State {
     /// What is being carried out: whose, bytes of its buffers, and whether it is bulk.
     busy: Vec<(Token, u64, bool)>,
     done: Vec<Finished>,
+    /// What it took to carry them out.
+    tally: Tally,
     /// Threads that wait for work.
     idle: usize,
     /// Threads that have not ended.
@@ -68,10 +72,14 @@ struct State {
 impl State {
     /// The next request that a free thread may begin.
     fn next(&mut self, bulk_max: usize) -> Option<Request> {
-        if let Some(request) = self.urgent.pop_front() {
+        let bulk = self.busy.iter().filter(|(_, _, bulk)| *bulk).count();
+        let urgent = self.busy.len() - bulk;
+        let yields = urgent >= bulk_max && !self.bulk.is_empty();
+        if !(yields && bulk < bulk_max && !planted!("workers_urgent_takes_all"))
+            && let Some(request) = self.urgent.pop_front()
+        {
             return Some(request);
         }
-        let bulk = self.busy.iter().filter(|(_, _, bulk)| *bulk).count();
         if bulk < bulk_max || planted!("workers_no_reserve") {
             return self.bulk.pop_front();
         }
@@ -158,10 +166,12 @@ impl Workers {
         Some(Cancelled::Taken)
     }
 
-    /// Moves what is done to the end of `out`.
-    pub(crate) fn collect(&self, out: &mut Vec<Finished>) {
+    /// Moves what is done to the end of `out`, and what it took to `effort`.
+    pub(crate) fn collect(&self, out: &mut Vec<Finished>, effort: &mut Effort) {
         if !self.threads.is_empty() {
-            out.append(&mut lock(&self.shared.state).done);
+            let mut state = lock(&self.shared.state);
+            out.append(&mut state.done);
+            std::mem::take(&mut state.tally).count_in(effort);
         }
     }
 
@@ -239,7 +249,9 @@ impl Shared {
             state.begin(&request);
             drop(state);
             let finished = execute::run(request, self.durability);
+            let took = tally::take();
             state = lock(&self.state);
+            state.tally.add(took);
             state.end(finished);
             self.owner.nudge();
         }
@@ -318,5 +330,21 @@ mod tests {
         state.begin(&urgent);
         state.end(refused(read(0)));
         assert_eq!(state.next(3).map(|request| request.token), Some(Token(3)));
+    }
+
+    #[test]
+    fn syncs_never_occupy_every_thread_while_bulk_waits() {
+        // However many wait for durability, one thread of four goes on with the rest.
+        let mut state = State::default();
+        state.urgent.extend((0..10).map(sync));
+        state.bulk.push_back(read(20));
+        let mut taken = Vec::new();
+        for _ in 0..5 {
+            let request = state.next(3).unwrap();
+            state.begin(&request);
+            taken.push(request.token.0);
+        }
+        // Without bulk that waits, there is nobody to leave a thread to.
+        assert_eq!(taken, [0, 1, 2, 20, 3]);
     }
 }

@@ -318,6 +318,11 @@ impl Handle {
         self.shared().state.load(Ordering::Relaxed) != OPEN
     }
 
+    /// Whether it turns no more, and everybody was answered.
+    pub fn is_over(&self) -> bool {
+        self.shared().state.load(Ordering::Relaxed) == OVER
+    }
+
     /// Why the engine failed, if it did.
     pub fn poison(&self) -> Option<Error> {
         lock(&self.shared().poison).clone()

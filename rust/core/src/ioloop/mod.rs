@@ -39,7 +39,8 @@
 //!
 //! 1. Every accepted submission is answered exactly once.
 //! 2. At most `size` requests are with the backend; an eighth of them (at least one, from two on)
-//!    is kept for those who wait for durability.
+//!    is kept for those who wait for durability, and another for all others while some wait. With
+//!    a `size` of one they take turns.
 //! 3. Requests of a lane go into flight in the order they came.
 //! 4. No clock is read while there is nothing to time, and nothing wakes an idle loop.
 //! 5. An answer of the backend frees the request's row; nothing else frees a row in flight.

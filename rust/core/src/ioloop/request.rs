@@ -15,7 +15,7 @@ pub struct Id(pub u64);
 /// last word.
 #[derive(Debug)]
 pub enum Ask {
-    /// Open what is at `path`.
+    /// Open what is at `path`; `ESPIPE` if it has no positions, like a pipe.
     Open {
         /// Where it is.
         path: PathBuf,
@@ -259,7 +259,12 @@ impl Ask {
     /// admission holds none.
     pub(super) fn into_op(self) -> Result<Op> {
         Ok(match self {
-            Self::Open { path, flags, mode } => Op::OpenPath { path, flags, mode },
+            Self::Open { path, flags, mode } => Op::OpenPath {
+                path,
+                // A pipe whose other end nobody opens would hold a thread for ever.
+                flags: flags | libc::O_NONBLOCK,
+                mode,
+            },
             Self::Close { file } => Op::Close { file },
             Self::Read {
                 file,

@@ -333,17 +333,25 @@ impl Lanes {
         !self.urgent.is_empty()
     }
 
-    /// Tokens in the lines, those of rows that left among them.
-    #[cfg(test)]
-    pub(super) fn kept(&self) -> usize {
+    /// Tokens kept, of rows that wait and of rows that left.
+    pub(super) fn len(&self) -> usize {
         self.urgent.len() + self.bulk.len()
+    }
+
+    pub(super) fn has_bulk(&self) -> bool {
+        !self.bulk.is_empty()
+    }
+
+    /// Nothing waits: what is left are tokens of rows that left.
+    pub(super) fn clear(&mut self) {
+        self.urgent.clear();
+        self.bulk.clear();
     }
 
     /// Forgets tokens of rows that left, if they are many; `live` is how many rows wait.
     pub(super) fn sweep(&mut self, live: usize, mut waits: impl FnMut(Token) -> bool) {
         const FEW: usize = 64;
-        let kept = self.urgent.len() + self.bulk.len();
-        if kept <= 2 * live + FEW {
+        if self.len() <= 2 * live + FEW {
             return;
         }
         self.urgent.retain(|key| waits(*key));

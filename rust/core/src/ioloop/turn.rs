@@ -62,12 +62,14 @@ pub struct IoLoop {
     pub(super) phase: Phase,
     pub(super) settings: Settings,
     pub(super) clock: Arc<dyn Clock>,
-    lanes: Lanes,
+    pub(super) lanes: Lanes,
     pub(super) wheel: TimeoutWheel<Due>,
     /// Where the requests are that somebody may lose interest in.
     tokens: HashMap<Id, Token>,
     /// Rows of the bulk lane in flight.
     bulk_in_flight: usize,
+    /// Who went into flight last.
+    last_lane: Lane,
     /// A timer for slow operations is armed.
     pub(super) watching: bool,
     pub(super) slow_now: u64,
@@ -103,6 +105,7 @@ impl IoLoop {
             lanes: Lanes::default(),
             tokens: HashMap::new(),
             bulk_in_flight: 0,
+            last_lane: Lane::Bulk,
             watching: false,
             slow_now: 0,
             oldest: VecDeque::new(),
@@ -152,7 +155,7 @@ impl IoLoop {
 
     #[cfg(test)]
     pub(super) fn lanes_kept(&self) -> usize {
-        self.lanes.kept()
+        self.lanes.len()
     }
 
     pub(super) fn now(&self) -> Mono {
@@ -341,25 +344,19 @@ impl IoLoop {
         }
     }
 
-    /// Admits what waits as far as there is room: whoever waits for durability first, and bulk
-    /// only up to what is kept for the others.
+    /// Admits what waits as far as there is room.
     fn admit(&mut self) {
         if self.table.waiting() == 0 {
-            self.lanes.sweep(0, |_| false);
+            self.lanes.clear();
             return;
         }
         let now = self.clock.now();
-        let bulk_max = self.settings.size - self.settings.reserved();
-        for (lane, limit) in [(Lane::Urgent, usize::MAX), (Lane::Bulk, bulk_max)] {
-            while self.table.in_flight() < self.settings.size
-                && (lane == Lane::Urgent || self.bulk_in_flight < limit)
-            {
-                let Some(key) = self.lanes.pop(lane) else {
-                    break;
-                };
-                if !self.launch(key, lane, now) {
-                    return;
-                }
+        while let Some(lane) = self.next_lane() {
+            let Some(key) = self.lanes.pop(lane) else {
+                break;
+            };
+            if !self.launch(key, lane, now) {
+                return;
             }
         }
         let table = &mut self.table;
@@ -369,12 +366,31 @@ impl IoLoop {
         });
     }
 
+    /// The lane whose first request has the next place. Bulk always leaves some to those who wait
+    /// for durability; these leave as many to bulk, while some of it waits.
+    fn next_lane(&self) -> Option<Lane> {
+        let in_flight = self.table.in_flight();
+        if in_flight >= self.settings.size {
+            return None;
+        }
+        let most = self.settings.size - self.settings.reserved();
+        let (urgent, bulk) = (self.lanes.has_urgent(), self.lanes.has_bulk());
+        let bulk_fits = bulk && self.bulk_in_flight < most;
+        let turns = if self.settings.size == 1 {
+            self.last_lane == Lane::Urgent
+        } else {
+            in_flight - self.bulk_in_flight >= most
+        };
+        let yields = bulk_fits && turns && !planted!("ioloop_urgent_takes_all");
+        if urgent && !yields {
+            return Some(Lane::Urgent);
+        }
+        bulk_fits.then_some(Lane::Bulk)
+    }
+
     /// Whether a turn would find room for something that waits: what has just ended made it.
     fn can_admit(&self) -> bool {
-        let room = self.table.in_flight() < self.settings.size;
-        let bulk_max = self.settings.size - self.settings.reserved();
-        let fits = self.lanes.has_urgent() || self.bulk_in_flight < bulk_max;
-        self.table.waiting() > 0 && room && fits && !self.is_backend_full()
+        self.table.waiting() > 0 && self.next_lane().is_some() && !self.is_backend_full()
     }
 
     /// Hands one waiting request to the backend; false if it takes no more now.
@@ -387,6 +403,7 @@ impl IoLoop {
             return true;
         };
         self.bulk_in_flight += usize::from(lane == Lane::Bulk);
+        self.last_lane = lane;
         self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
         if let Some(row) = self.table.get(key) {
             let waited = now.since(row.asked_at);

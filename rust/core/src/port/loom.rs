@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{
     Doorbell, Drained, Port, Watch,
     handshake::{Call, Handshake, NUDGED, WOKEN},
+    lead::Lead,
     signal::Signal,
     told::Told,
 };
@@ -197,6 +198,29 @@ fn a_call_reaches_an_owner_that_waits_elsewhere() {
         for caller in callers {
             caller.join().unwrap();
         }
+    });
+}
+
+#[test]
+fn what_is_published_while_a_leader_leaves_is_seen_by_one_of_the_two() {
+    // The publisher finds somebody leading and goes, or sees to it itself; in the first case the
+    // leader's last look finds it. Never does each leave it to the other.
+    explore(|| {
+        let lead = LoomArc::new(Lead::new());
+        let published = LoomArc::new(AtomicU64::new(0));
+        lead.take();
+        let publisher = {
+            let (lead, published) = (lead.clone(), published.clone());
+            thread::spawn(move || {
+                published.store(1, Ordering::Relaxed);
+                lead.sees_it()
+            })
+        };
+        lead.leave();
+        let found = published.load(Ordering::Relaxed) == 1;
+        let left_to_leader = publisher.join().unwrap();
+        assert!(found || !left_to_leader);
+        assert!(!lead.is_led());
     });
 }
 

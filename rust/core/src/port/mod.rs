@@ -28,6 +28,7 @@
 
 mod doorbell;
 pub mod handshake;
+mod lead;
 mod signal;
 mod told;
 mod watch;
@@ -38,6 +39,8 @@ mod loom;
 mod tests;
 
 pub use doorbell::Doorbell;
+#[cfg(not(loom))]
+pub(crate) use lead::Lead;
 #[cfg(not(loom))]
 pub(crate) use told::Told;
 pub use watch::Watch;

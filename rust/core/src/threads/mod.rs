@@ -35,6 +35,7 @@ use crate::{
         Backend, Cancelled, Class, Disk, Durability, Effort, File, Finished, Leftovers, Op,
         Request, Token, Wait, Wake, execute,
         signal::Signal,
+        tally,
         worker::{Workers, refused, take, withdrawn},
     },
 };
@@ -111,6 +112,7 @@ impl Disk for ThreadsDisk {
             foreground: VecDeque::new(),
             ready: Vec::new(),
             in_flight: 0,
+            effort: Effort::default(),
             held: None,
             closed: false,
             leaked: false,
@@ -135,6 +137,8 @@ struct ThreadsBackend {
     ready: Vec<Finished>,
     /// Submitted and not yet handed out.
     in_flight: usize,
+    /// Of calls; there is no queue of the kernel's here that could overflow.
+    effort: Effort,
     held: Option<File>,
     closed: bool,
     /// The worker was given up while it carried something out; it keeps the lock until it ends.
@@ -146,10 +150,12 @@ impl ThreadsBackend {
     fn work(&mut self) {
         if let Some(request) = self.foreground.pop_front() {
             self.ready.push(execute::run(request, self.durability));
+            tally::take().count_in(&mut self.effort);
         }
         self.sockets.serve(&mut self.ready);
-        self.worker.collect(&mut self.ready);
-        self.pool.collect(&mut self.ready);
+        self.sockets.take_tally().count_in(&mut self.effort);
+        self.worker.collect(&mut self.ready, &mut self.effort);
+        self.pool.collect(&mut self.ready, &mut self.effort);
     }
 
     fn hand_out(&mut self, out: &mut Vec<Finished>) {
@@ -255,7 +261,7 @@ impl Backend for ThreadsBackend {
         Effort {
             wakes_rung,
             wakes_coalesced,
-            ..Effort::default()
+            ..self.effort
         }
     }
 

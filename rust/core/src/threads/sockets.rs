@@ -21,6 +21,7 @@ use crate::{
         execute::{fd, no_progress},
         program::{cancelled, peer_ended},
         sys::{self, Errno},
+        tally::Tally,
         total,
         vectors::Vectors,
     },
@@ -39,6 +40,8 @@ pub(super) struct Sockets {
     lines: HashMap<RawFd, Line>,
     /// On which socket a request waits.
     places: HashMap<Token, RawFd>,
+    /// What it took; a wait for a socket is not a retry.
+    tally: Tally,
 }
 
 struct Line {
@@ -65,14 +68,16 @@ struct Send {
 
 impl Receive {
     /// Receives once; what it came to, or `None` if there is nothing to receive.
-    fn advance(&mut self, fd: RawFd) -> Option<Result<bool>> {
+    fn advance(&mut self, fd: RawFd, tally: &mut Tally) -> Option<Result<bool>> {
         match sys::recv_now(fd, &mut self.buffer[self.got..]) {
             Ok(0) => Some(Err(peer_ended(self.got, self.buffer.len()))),
             Ok(count) => {
                 self.got += count;
-                Some(Ok(!self.exact || self.got == self.buffer.len()))
+                let is_over = !self.exact || self.got == self.buffer.len();
+                tally.short += u64::from(!is_over);
+                Some(Ok(is_over))
             }
-            Err(errno) => refused(errno, "recv", self.got),
+            Err(errno) => refused(errno, "recv", self.got, tally),
         }
     }
 
@@ -86,16 +91,17 @@ impl Receive {
 }
 
 impl Send {
-    fn advance(&mut self, fd: RawFd) -> Option<Result<bool>> {
-        self.vectors.show(&self.buffers, self.sent);
+    fn advance(&mut self, fd: RawFd, tally: &mut Tally) -> Option<Result<bool>> {
+        let asked = self.vectors.show(&self.buffers, self.sent);
         let all = total(&self.buffers) as usize;
         match sys::send_now(fd, &mut self.vectors) {
             Ok(0) => Some(Err(no_progress(self.sent, all))),
             Ok(count) => {
                 self.sent += count;
+                tally.short += u64::from(count < asked);
                 Some(Ok(self.sent == all))
             }
-            Err(errno) => refused(errno, "send", self.sent),
+            Err(errno) => refused(errno, "send", self.sent, tally),
         }
     }
 
@@ -109,10 +115,18 @@ impl Send {
 }
 
 /// A refusal for now is none; an interruption is tried again; everything else is the answer.
-fn refused(Errno(errno): Errno, operation: &'static str, done: usize) -> Option<Result<bool>> {
+fn refused(
+    Errno(errno): Errno,
+    operation: &'static str,
+    done: usize,
+    tally: &mut Tally,
+) -> Option<Result<bool>> {
     match errno {
         libc::EAGAIN => None,
-        libc::EINTR => Some(Ok(false)),
+        libc::EINTR => {
+            tally.retried += 1;
+            Some(Ok(false))
+        }
         _ => Some(Err(
             Error::from_errno(errno, operation).with("done", done as i128)
         )),
@@ -171,6 +185,7 @@ impl Sockets {
                         exact,
                     });
                     self.wait_for(token, number);
+                    self.begin(number, out);
                 }
                 Err(error) => answer(Some(buffer), Err(error)),
             },
@@ -203,6 +218,18 @@ impl Sockets {
             watched: 0,
         });
         Ok((number, line))
+    }
+
+    /// The first receive in line is tried at once. Most of all it may be refused: what a socket that
+    /// listens says to it, the watched set would not tell.
+    fn begin(&mut self, number: RawFd, out: &mut Vec<Finished>) {
+        let first = |line: &Line| line.receives.len() == 1;
+        if self.lines.get(&number).is_some_and(first) {
+            self.serve_one(number, libc::EPOLLIN.cast_unsigned(), out);
+            if self.lines.get(&number).is_some_and(Line::is_forgotten) {
+                self.lines.remove(&number);
+            }
+        }
     }
 
     fn wait_for(&mut self, token: Token, number: RawFd) {
@@ -266,17 +293,22 @@ impl Sockets {
         let Some(line) = self.lines.get_mut(&number) else {
             return;
         };
-        let before = out.len();
+        let (before, tally) = (out.len(), &mut self.tally);
         let broken = (libc::EPOLLERR | libc::EPOLLHUP).cast_unsigned();
         if events & (libc::EPOLLIN.cast_unsigned() | broken) != 0 {
-            line.receive(number, out);
+            line.receive(number, tally, out);
         }
         if events & (libc::EPOLLOUT.cast_unsigned() | broken) != 0 {
-            line.send(number, out);
+            line.send(number, tally, out);
         }
         for finished in &out[before..] {
             self.places.remove(&finished.token);
         }
+    }
+
+    /// What it took since the last call.
+    pub(super) fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
     }
 
     fn forget_answered(&mut self, out: &[Finished]) {
@@ -337,17 +369,22 @@ impl Line {
         (receives | sends).cast_unsigned()
     }
 
+    /// Empty, and not in the watched set.
+    fn is_forgotten(&self) -> bool {
+        self.is_empty() && self.watched == 0
+    }
+
     fn is_empty(&self) -> bool {
         self.receives.is_empty() && self.sends.is_empty()
     }
 
-    fn receive(&mut self, number: RawFd, out: &mut Vec<Finished>) {
+    fn receive(&mut self, number: RawFd, tally: &mut Tally, out: &mut Vec<Finished>) {
         debug_assert_eq!(self.file.fd(), Some(number));
         for _ in 0..CALLS_MAX {
             let Some(front) = self.receives.front_mut() else {
                 return;
             };
-            let result = match front.advance(number) {
+            let result = match front.advance(number, tally) {
                 None => return,
                 Some(Ok(false)) => continue,
                 Some(Ok(true)) => Ok(Answer::Count(front.got)),
@@ -359,12 +396,12 @@ impl Line {
         }
     }
 
-    fn send(&mut self, number: RawFd, out: &mut Vec<Finished>) {
+    fn send(&mut self, number: RawFd, tally: &mut Tally, out: &mut Vec<Finished>) {
         for _ in 0..CALLS_MAX {
             let Some(front) = self.sends.front_mut() else {
                 return;
             };
-            let result = match front.advance(number) {
+            let result = match front.advance(number, tally) {
                 None => return,
                 Some(Ok(false)) => continue,
                 Some(Ok(true)) => Ok(Answer::Count(front.sent)),

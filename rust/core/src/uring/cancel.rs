@@ -31,6 +31,10 @@ impl UringBackend {
             self.ready.push(withdrawn(request));
             return Cancelled::Taken;
         }
+        if let Some(flight) = self.lines.take(token) {
+            self.ready.push(flight.withdraw());
+            return Cancelled::Taken;
+        }
         let Some(key) = self.keys.get(&token).copied() else {
             return self.pool.cancel(token).unwrap_or(Cancelled::TooLate);
         };

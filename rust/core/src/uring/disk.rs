@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Bell, Setup, Table, UringBackend};
+use super::{Bell, Lines, Setup, Table, UringBackend};
 use crate::{
     clock::Clock,
     error::Result,
@@ -109,6 +109,7 @@ impl UringDisk {
             later: Vec::new(),
             cancels: VecDeque::new(),
             keys: HashMap::new(),
+            lines: Lines::default(),
             guest: self.guest,
             calls: VecDeque::new(),
             ready: Vec::new(),

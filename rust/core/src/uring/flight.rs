@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
+use super::lines::Place;
 use crate::{
     error::{Error, Result},
     io::{
@@ -238,6 +239,16 @@ impl Flight {
         self.class
     }
 
+    /// Which direction of a socket it needs for itself, if any.
+    pub(super) fn place(&self) -> Option<Place> {
+        let fd = self.file.fd()?;
+        match self.work {
+            Work::Send => Some(Place { fd, sends: true }),
+            Work::Recv { .. } => Some(Place { fd, sends: false }),
+            _ => None,
+        }
+    }
+
     pub(super) fn is_background(&self) -> bool {
         self.class == Class::Background
     }
@@ -369,6 +380,11 @@ impl Flight {
             }
             other => other,
         }
+    }
+
+    /// Whether the kernel moved some of the bytes of the submission under way, but not all.
+    pub(super) fn fell_short(&self, answer: i32) -> bool {
+        usize::try_from(answer).is_ok_and(|count| count > 0 && count < self.asked)
     }
 
     fn on_answer_of_work(&mut self, answer: i32) -> Step {

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Staged in this order: the watch on the bell, cancels, flights that need another submission in
-//! the order they came to need it, fresh requests. Fresh ones leave room for the first two.
+//! the order they came to need it, fresh requests. Fresh ones leave room for the first two. Those
+//! on one socket go one after the other ([`lines`]).
 //!
 //! # Always true
 //!
@@ -39,7 +40,7 @@ use crate::{
     fork::Origin,
     io::{
         Backend, Cancelled, Class, Durability, Effort, File, Finished, Leftovers, Request, Token,
-        Wait, Wake, execute, signal::Signal, worker::Workers,
+        Wait, Wake, execute, signal::Signal, tally, worker::Workers,
     },
 };
 
@@ -47,6 +48,7 @@ mod cancel;
 mod disk;
 mod flight;
 mod guests;
+mod lines;
 mod poison;
 mod probe;
 mod ring;
@@ -57,12 +59,16 @@ pub(crate) mod tests;
 
 pub use disk::UringDisk;
 use flight::{Flight, Step, Way};
+use lines::Lines;
 pub use probe::{Reason, Refusal};
 use ring::{Patience, Ring, Setup};
 use table::{BELL, CANCEL, Key, Table};
 
 /// Entries of the queue that fresh requests leave free: one for a cancel, one for the bell.
 const KEPT: usize = 2;
+
+/// How often one turn enters the kernel before what has finished is handed out.
+const ROUNDS_MAX: usize = 16;
 
 /// How long a backend that was dropped without shutdown waits for the kernel.
 const DROP_BUDGET: Duration = Duration::from_secs(5);
@@ -107,6 +113,8 @@ struct UringBackend {
     cancels: VecDeque<Key>,
     /// Where the flights of a program are, so that they can be cancelled.
     keys: HashMap<Token, Key>,
+    /// Flights that wait for another one on the same socket.
+    lines: Lines,
     /// Turned by threads that may end before the requests they submitted.
     guest: bool,
     /// This thread must not wait: neither for the kernel to have room, nor in plain calls.
@@ -172,8 +180,8 @@ impl UringBackend {
 
     /// What the threads did.
     fn collect(&mut self) {
-        self.worker.collect(&mut self.ready);
-        self.pool.collect(&mut self.ready);
+        self.worker.collect(&mut self.ready, &mut self.effort);
+        self.pool.collect(&mut self.ready, &mut self.effort);
     }
 
     /// Carries out one plain call, after what is staged is on its way, and collects what the
@@ -185,6 +193,7 @@ impl UringBackend {
             self.advance()?;
             self.ready
                 .push(execute::run(request, Durability::Fdatasync));
+            tally::take().count_in(&mut self.effort);
         }
         self.collect();
         Ok(())
@@ -197,10 +206,11 @@ impl UringBackend {
         background || !staging || !self.calls.is_empty()
     }
 
-    /// Stages, submits and reaps until there is nothing to do but wait.
+    /// Stages, submits and reaps until there is nothing to do but wait, or somebody else has waited
+    /// long enough: a transfer whose peer is as fast as we are would go on and on here.
     fn advance(&mut self) -> Result<()> {
         let mut fruitful = true;
-        loop {
+        for _ in 0..ROUNDS_MAX {
             fruitful |= self.reap()?;
             self.stage();
             let Some(ring) = self.ring.as_mut() else {
@@ -217,6 +227,9 @@ impl UringBackend {
                 return Ok(());
             }
         }
+        // Whoever turns comes back at once.
+        self.signal.nudge();
+        Ok(())
     }
 
     /// Makes the ring, or makes it anew if another thread turns it now.
@@ -263,12 +276,9 @@ impl UringBackend {
                 Way::Answered(finished) => self.ready.push(finished),
                 Way::Calls(request) => self.call(request),
                 Way::Ring(flight) => {
-                    self.background_in_ring |= flight.is_background();
-                    let (token, named) = (flight.token(), flight.class() == Class::Program);
-                    let key = self.table.insert(flight);
-                    if named {
-                        self.keys.insert(token, key);
-                    }
+                    let Some(key) = self.board(flight) else {
+                        continue;
+                    };
                     if !self.has_room() {
                         self.again.push_front(key);
                         return;
@@ -382,9 +392,10 @@ impl UringBackend {
             self.again.push_back(key);
             return Ok(());
         }
+        let fell_short = flight.fell_short(answer);
         let step = flight.on_answer(answer);
         let goes_on = matches!(step, Step::Again | Step::Later(_));
-        self.effort.short += u64::from(goes_on && answer > 0);
+        self.effort.short += u64::from(goes_on && fell_short);
         self.effort.retried += u64::from(goes_on && answer < 0);
         match step {
             Step::Again => self.again.push_back(key),
@@ -397,16 +408,6 @@ impl UringBackend {
             Step::Impossible(what) => return Err(impossible(what, key, answer)),
         }
         Ok(())
-    }
-
-    /// Takes a flight out of the table that the kernel has let go of.
-    fn let_off(&mut self, key: Key) -> Option<Flight> {
-        let flight = self.table.remove(key)?;
-        self.background_in_ring &= !flight.is_background();
-        if flight.class() == Class::Program {
-            self.keys.remove(&flight.token());
-        }
-        Some(flight)
     }
 
     /// Waits for an answer, a wake or a nudge. The sleep was announced.

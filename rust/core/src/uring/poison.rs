@@ -43,6 +43,9 @@ impl UringBackend {
             )
             .caused_by(cause.clone())
         };
+        let in_line = self.lines.clear().into_iter();
+        self.ready
+            .extend(in_line.map(|flight| flight.finish(Err(told()))));
         let parked = std::mem::take(&mut self.later);
         let parked = parked.into_iter().map(|(_, key)| key);
         for key in std::mem::take(&mut self.again).into_iter().chain(parked) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::opcode;
 
-use super::{CANCEL, Key, Patience, Table, UringBackend};
+use super::{CANCEL, Flight, Key, Patience, Table, UringBackend};
 use crate::{
     error::{Error, ErrorKind, Result},
     io::{Leftovers, worker::refused},
@@ -59,15 +59,20 @@ impl UringBackend {
         self.ring.as_ref().is_some_and(super::Ring::is_here)
     }
 
-    /// Answers flights that wait for another submission: the kernel has let go of them.
+    /// Answers flights that wait for another submission, or in line: the kernel has let go of
+    /// them, or never knew them.
     fn answer_unknown_to_kernel(&mut self) {
+        let ended = |flight: Flight| {
+            flight.finish(Err(Error::new(
+                ErrorKind::Abandoned,
+                "the backend was shut down before this was finished",
+            )))
+        };
+        self.ready.extend(self.lines.clear().into_iter().map(ended));
         self.again.extend(self.later.drain(..).map(|(_, key)| key));
         while let Some(key) = self.again.pop_front() {
             if let Some(flight) = self.let_off(key) {
-                self.ready.push(flight.finish(Err(Error::new(
-                    ErrorKind::Abandoned,
-                    "the backend was shut down before this was finished",
-                ))));
+                self.ready.push(ended(flight));
             }
         }
     }

@@ -44,6 +44,43 @@ mod guests {
     crate::contract_tests!(world);
 }
 
+#[test]
+fn a_turn_ends_while_a_transfer_goes_on() {
+    // An exact receive from a peer that is as fast as we are does not keep the thread that turns.
+    const LENGTH: usize = 64 << 20;
+    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let writing = std::thread::spawn(move || {
+        let part = [7; 4096];
+        for _ in 0..LENGTH / part.len() {
+            std::io::Write::write_all(&mut ours, &part).unwrap();
+        }
+        ours
+    });
+    let mut backend = disk().for_guests().open().unwrap();
+    let op = Op::Recv {
+        socket: File::duplicate(std::os::fd::AsRawFd::as_raw_fd(&theirs)).unwrap(),
+        buffer: Buffer::zeroed(LENGTH),
+        exact: true,
+    };
+    let (token, class) = (Token(1), Class::Program);
+    backend.submit(Request { token, class, op }).unwrap();
+    let mut out = Vec::new();
+    while out.is_empty() {
+        let before = backend.effort().enters;
+        backend.poll(&mut out, Wait::Never).unwrap();
+        assert!(backend.effort().enters - before <= 2 * ROUNDS_MAX as u64);
+    }
+    assert!(
+        out[0]
+            .buffer
+            .as_ref()
+            .unwrap()
+            .iter()
+            .all(|byte| *byte == 7)
+    );
+    writing.join().unwrap();
+}
+
 /// A queue much smaller than the table: full queues and overflowing completions all the time.
 mod crowded {
     fn world(name: &str) -> super::World {

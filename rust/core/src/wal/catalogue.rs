@@ -18,7 +18,7 @@ use std::sync::{
 
 use crate::{
     clock::SystemClock,
-    epoch::{BYTES_MAX, Collector, ITEMS_MAX, Kind, Load, OwnedPin, Work},
+    epoch::{BYTES_MAX, Collector, ITEMS_MAX, Kind, Load, OwnedPin, Statistics, Work},
     ids::{Lsn, SegmentId},
     sync::{Mutex, lock},
 };
@@ -130,11 +130,9 @@ impl Catalogue {
         lock(&self.segments).clone()
     }
 
-    /// Pins that readers hold, and how many dropped segments wait for them.
-    pub fn held(&self) -> (usize, usize) {
-        let readers = lock(&self.readers);
-        let living = readers.iter().filter(|hold| hold.strong_count() > 0);
-        (living.count(), self.collector.load().items)
+    /// Readers, the oldest of them, and the dropped segments that wait for them.
+    pub fn statistics(&self) -> Statistics {
+        self.collector.statistics(self.collector.now())
     }
 
     pub(super) fn collector(&self) -> &Collector<Retired> {
@@ -157,7 +155,7 @@ impl Catalogue {
         readers.retain(|hold| hold.strong_count() > 0);
         let living: Vec<_> = readers.iter().filter_map(Weak::upgrade).collect();
         drop(readers);
-        for hold in living {
+        for hold in living.iter().filter(|_| !planted!("hold_never_renewed")) {
             let fresh = self.pin();
             // The pin is taken, with its fence; now the look. See 1 above.
             let position = hold.position.load(Ordering::Relaxed);
@@ -196,7 +194,7 @@ impl Catalogue {
     pub(super) fn hold(&self, position: Lsn) -> Arc<Hold> {
         let hold = Arc::new(Hold {
             position: AtomicU64::new(position.0),
-            pin: Mutex::new(Some(self.pin())),
+            pin: Mutex::new((!planted!("reader_holds_nothing")).then(|| self.pin())),
         });
         lock(&self.readers).push(Arc::downgrade(&hold));
         hold

@@ -1,13 +1,14 @@
 //! Which way to the disk: measured once per open, in the log's own directory, and reported.
 //!
-//! Every candidate overwrites one block of a small zero-filled scratch file, synchronously, a few
-//! times; the medians are compared, and direct I/O is preferred if it is not a quarter slower. What the machine does not offer is left out, with the reason.
+//! The candidates overwrite blocks of a small zero-filled scratch file, synchronously, in turns and a
+//! few times each; the medians are compared, and direct I/O is preferred if it is not a quarter
+//! slower. What the machine does not offer is left out, with the reason.
 
 use std::time::Duration;
 
 use crate::{
     error::{Error, ErrorKind, Result},
-    io::{Access, Blocking, Buffer, Disk, File, Open},
+    io::{Access, Backend, Blocking, Buffer, Disk, File, Open},
     sync::Arc,
 };
 
@@ -67,10 +68,15 @@ pub fn choose(
     let mut io = Blocking::new(&mut *backend);
     let dir = io.open_dir(path, true)?;
     let scratch = make_scratch(&mut io, &dir)?;
+    let mut racers: Vec<_> = candidates
+        .iter()
+        .map(|candidate| Racer::line_up(candidate, &dir, block))
+        .collect();
+    race(&mut racers);
     let mut measured = Vec::new();
     let mut first_error = None;
-    for candidate in candidates {
-        let outcome = measure(candidate, &dir, block);
+    for (candidate, racer) in candidates.iter().zip(racers) {
+        let outcome = racer.map(Racer::retire);
         measured.push(Measured {
             path: candidate.path,
             outcome: outcome.as_ref().copied().map_err(Error::to_string),
@@ -118,31 +124,61 @@ fn make_scratch(io: &mut Blocking<'_>, dir: &File) -> Result<File> {
     Ok(file)
 }
 
-fn measure(candidate: &Candidate, dir: &File, block: usize) -> Result<Duration> {
-    let mut backend = candidate.disk.backend()?;
-    let taken = sample(&mut Blocking::new(&mut *backend), candidate, dir, block);
-    backend.shutdown(None);
-    taken
+/// A candidate that takes part.
+struct Racer {
+    backend: Box<dyn Backend>,
+    file: File,
+    buffer: Option<Buffer>,
+    took: Vec<Duration>,
 }
 
-fn sample(
-    io: &mut Blocking<'_>,
-    candidate: &Candidate,
-    dir: &File,
-    block: usize,
-) -> Result<Duration> {
-    let direct = candidate.path == CommitPath::Direct;
-    let file = io.open(dir, SCRATCH_NAME, Access::WRITE.direct(direct))?;
-    let mut buffer = Buffer::zeroed(block);
-    let mut took = Vec::with_capacity(SAMPLES);
-    for round in 0..SAMPLES {
-        let began = io.now();
-        let offset = (round * block % SCRATCH_BYTES) as u64;
-        buffer = io.write(&file, offset, block, buffer, true)?;
-        took.push(io.now().since(began));
+impl Racer {
+    fn line_up(candidate: &Candidate, dir: &File, block: usize) -> Result<Self> {
+        let mut backend = candidate.disk.backend()?;
+        let direct = candidate.path == CommitPath::Direct;
+        let access = Access::WRITE.direct(direct);
+        let file = Blocking::new(&mut *backend).open(dir, SCRATCH_NAME, access)?;
+        Ok(Self {
+            backend,
+            file,
+            buffer: Some(Buffer::zeroed(block)),
+            took: Vec::with_capacity(SAMPLES),
+        })
     }
-    took.sort_unstable();
-    Ok(took[SAMPLES / 2])
+
+    fn write(&mut self, place: usize) -> Result<()> {
+        let Some(buffer) = self.buffer.take() else {
+            return Ok(());
+        };
+        let mut io = Blocking::new(&mut *self.backend);
+        let (began, block) = (io.now(), buffer.len());
+        let offset = (place * block % SCRATCH_BYTES) as u64;
+        let buffer = io.write(&self.file, offset, block, buffer, true)?;
+        self.took.push(io.now().since(began));
+        self.buffer = Some(buffer);
+        Ok(())
+    }
+
+    /// Leaves with its median.
+    fn retire(mut self) -> Duration {
+        self.backend.shutdown(None);
+        self.took.sort_unstable();
+        self.took[SAMPLES / 2]
+    }
+}
+
+/// In turns, so that a slow moment of the disk hits them all; each in blocks of its own, because a
+/// direct write of what another one left in the page cache would pay for that.
+fn race(racers: &mut [Result<Racer>]) {
+    let count = racers.len();
+    for round in 0..SAMPLES {
+        for (at, racer) in racers.iter_mut().enumerate() {
+            let outcome = racer.as_mut().map(|racer| racer.write(round * count + at));
+            if let Ok(Err(failed)) = outcome {
+                *racer = Err(failed);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

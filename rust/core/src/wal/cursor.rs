@@ -148,7 +148,12 @@ impl Cursors {
         let image = encode(generation, &marks);
         match &self.file {
             Some(file) => {
-                let offset = (generation % 2) * SLOT_BYTES;
+                let slot = if planted!("cursor_slot_fixed") {
+                    0
+                } else {
+                    generation % 2
+                };
+                let offset = slot * SLOT_BYTES;
                 let length = image.len();
                 io.write(file, offset, length, image, true)?;
             }

@@ -1,8 +1,8 @@
 //! The thread behind an open log.
 //!
 //! Under [`Driver::Thread`] it turns the committer until it is done. Under [`Driver::Loop`] it is
-//! the steward of a [`Turner`], and turns only what nobody else does. In both cases it makes the
-//! backend and brings the log to its end.
+//! the steward of a [`Turner`], and turns only what nobody else does; under [`Driver::Either`] it
+//! also turns while many append. In all cases it makes the backend and brings the log to its end.
 //!
 //! It never takes the interpreter lock and never waits for anything but its backend. A panic in it
 //! poisons the log and answers every waiter; what the kernel may still touch is leaked, and the
@@ -50,8 +50,9 @@ pub(crate) fn spawn(
                     return;
                 }
             };
-            if driver == Driver::Loop {
-                return attend(committer, backend, &appender, ready, &lock);
+            if driver != Driver::Thread {
+                let turner = Turner::new(committer, backend, driver == Driver::Either);
+                return attend(turner, &appender, ready, &lock);
             }
             let _told = ready.send(Ok(()));
             drop(ready);
@@ -76,15 +77,9 @@ fn begin(disk: &dyn Disk, committer: &Committer, lock: &File) -> Result<Box<dyn 
 }
 
 /// Lends committer and backend to whoever appends or waits, until the log is closing or has failed.
-fn attend(
-    committer: Committer,
-    backend: Box<dyn Backend>,
-    appender: &Appender,
-    ready: SyncSender<Result<()>>,
-    lock: &File,
-) {
+fn attend(turner: Turner, appender: &Appender, ready: SyncSender<Result<()>>, lock: &File) {
     let shared = &appender.0;
-    let turner = Arc::new(Turner::new(committer, backend));
+    let turner = Arc::new(turner);
     shared.attach_driver(Arc::new(Alarm(Arc::clone(&turner))));
     shared.attach_turner(Arc::clone(&turner));
     let _told = ready.send(Ok(()));

@@ -121,8 +121,8 @@ pub(crate) fn acquire(
         let holder = read_note(io, &file)?;
         let alive = holder
             .as_ref()
-            .is_some_and(|holder| census.is_alive(holder));
-        if alive || io.now() >= deadline {
+            .is_some_and(|holder| census.is_alive(holder) && !planted!("living_owner_waited_for"));
+        if alive || planted!("dead_owner_not_waited_for") || io.now() >= deadline {
             return Err(locked(holder.as_ref(), alive));
         }
         io.sleep(pause)?;

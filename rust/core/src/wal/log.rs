@@ -6,6 +6,7 @@
 use std::{sync::OnceLock, time::Duration};
 
 use crate::{
+    epoch,
     error::{Error, ErrorKind, Result},
     fork::Origin as Process,
     ids::Lsn,
@@ -21,7 +22,7 @@ use super::{
     group::Entry,
     marks::{Level, Marks, timed_out},
     recovery::RecoveryReport,
-    settings::LogSettings,
+    settings::{Driver, LogSettings},
     truncate::Segments,
     turner::{Turner, Who},
 };
@@ -285,9 +286,15 @@ impl PendingAppend {
         self.admission.cancel()
     }
 
-    /// The records of an append that left the line unwritten, to be freed by whoever drops them.
-    pub fn take_back(&self) -> Option<impl Send + 'static> {
-        self.admission.take_back()
+    /// The records of an append that left the line unwritten, to be freed by whoever drops them,
+    /// and their bytes.
+    pub fn take_back(&self) -> Option<(impl Send + 'static, usize)> {
+        let records = self.admission.take_back()?;
+        let bytes = match &records {
+            Entries::One(record) => record.payload.len(),
+            Entries::Many(records) => records.iter().map(|record| record.payload.len()).sum(),
+        };
+        Some((records, bytes))
     }
 }
 
@@ -448,6 +455,17 @@ impl Appender {
         self.0.turner().is_some()
     }
 
+    /// Who turns the committer now, if that is not always its own thread.
+    pub fn turned_by(&self) -> Option<Driver> {
+        let is_led = self.0.turner()?.is_led();
+        Some(if is_led { Driver::Thread } else { Driver::Loop })
+    }
+
+    /// Whether a turn by anybody may do something now, rather than be done without them.
+    pub fn needs_turns(&self) -> bool {
+        self.0.turner().is_some_and(|turner| !turner.is_led())
+    }
+
     /// After an append on the thread of an event loop, whose `bell` the kernel shall raise: what
     /// should go to the disk at once goes. True: call [`turn`](Self::turn) when this iteration of
     /// the loop is over.
@@ -483,6 +501,11 @@ impl Appender {
     /// What was done since the open.
     pub fn counts(&self) -> Counts {
         self.0.counters.snapshot()
+    }
+
+    /// Its readers as pins, and the dropped segments that wait for them as deferred work.
+    pub fn reclamation(&self) -> epoch::Statistics {
+        self.0.segments.catalogue().statistics()
     }
 
     /// Fails with `Forked` in a child of the process that opened the log.

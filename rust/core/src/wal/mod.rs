@@ -17,10 +17,11 @@
 //!
 //! [`segment`] and [`frame`] are the bytes; `recovery`, `scan`, `verdict` and `reader` read them;
 //! [`commit`] writes them, fed by `group` and helped by `prepare`; [`log`] is the handle for any
-//! thread; `marks` tells waiters; `truncate` drops old segments; `handle` is all of it on the machine's own disk; [`open`] begins; `driver`
-//! turns the committer on a thread of its own; `choose` measures the ways to the disk; `cursor`
-//! keeps named positions; `lock` keeps other owners out; `watch` follows from outside a log that
-//! somebody else owns.
+//! thread; `marks` tells waiters; `truncate` drops old segments; `handle` is all of it on the
+//! machine's own disk; [`open`] begins; `driver` turns the committer on a thread of its own;
+//! `turner` lends it to its callers, `steward` stands by, `crowd` says when to take it back;
+//! `choose` measures the ways to the disk; `cursor` keeps named positions; `lock` keeps other owners
+//! out; `watch` follows from outside a log that somebody else owns.
 //!
 #![doc = include_str!("FORMAT.md")]
 
@@ -30,6 +31,7 @@ mod catalogue;
 pub mod choose;
 pub mod commit;
 mod counters;
+mod crowd;
 pub mod cursor;
 mod driver;
 pub mod frame;

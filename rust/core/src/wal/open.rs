@@ -83,9 +83,12 @@ pub fn open(
     settings: LogSettings,
     select: impl FnOnce() -> Result<Manner>,
 ) -> Result<Opened> {
-    settings.validate()?;
     let mut backend = world.disk.backend()?;
     let mut io = Blocking::new(&mut *backend).while_wanted(&world.wanted);
+    if planted!("settings_checked_late") {
+        io.open_dir(path, true)?;
+    }
+    settings.validate()?;
     let dir = io.open_dir(path, true)?;
     let lock = lock::acquire(&mut io, &dir, settings.lock_timeout, &*world.census)?;
     io.hold(&lock)?;
@@ -183,7 +186,9 @@ fn open_locked(
     io.to_the_end();
     let mut cursors = Cursors::load(io, dir, true)?;
     let manner = select()?;
-    cursors.hold_at(io, dir, recovered.next.previous())?;
+    if !planted!("cursor_above_the_end") {
+        cursors.hold_at(io, dir, recovered.next.previous())?;
+    }
     let active = begin_segment(world, io, dir, &settings, manner, &recovered)?;
     tidy_up(io, dir, &recovered)?;
     let spares = Spares::new(recovered.incarnation, settings.segment_bytes);
@@ -268,7 +273,13 @@ fn begin_segment(
 /// the predecessor to its end. All of it only saves space, but a failure here is reported: the
 /// directory is not as healthy as an open log needs it to be.
 fn tidy_up(io: &mut Blocking<'_>, dir: &File, recovered: &Recovered) -> Result<()> {
-    let names = || recovered.superseded.iter().chain(&recovered.leftovers);
+    let superseded = &recovered.superseded[..];
+    let superseded = if planted!("empty_segments_stay") {
+        &[]
+    } else {
+        superseded
+    };
+    let names = || superseded.iter().chain(&recovered.leftovers);
     for name in names() {
         match io.unlink(dir, name) {
             // A leftover whose name this open has used itself, for its probe or its new segment.
@@ -288,7 +299,7 @@ fn tidy_up(io: &mut Blocking<'_>, dir: &File, recovered: &Recovered) -> Result<(
         Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(()),
         Err(error) => return Err(error),
     };
-    if io.length(&file)? > end.offset {
+    if io.length(&file)? > end.offset && !planted!("predecessor_not_cut") {
         io.truncate(&file, end.offset)?;
     }
     Ok(())

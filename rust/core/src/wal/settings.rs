@@ -50,6 +50,8 @@ pub enum Driver {
     Thread,
     /// Whoever appends or waits: the threads of event loops above all.
     Loop,
+    /// Callers while they are few, the thread while they are many.
+    Either,
 }
 
 impl Driver {
@@ -58,6 +60,7 @@ impl Driver {
         match self {
             Self::Thread => "thread",
             Self::Loop => "loop",
+            Self::Either => "auto",
         }
     }
 }

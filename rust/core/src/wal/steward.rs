@@ -2,7 +2,8 @@
 //! do not.
 //!
 //! It turns for a loop that is busy, stopped or closed, keeps the appointments of the committer (a
-//! linger, the watermark of a log that rests), and closes the log. While there is work it looks
+//! linger, the watermark of a log that rests), and closes the log. If either may turn, it leads
+//! while many append. While there is work it looks
 //! every few milliseconds whether anybody has turned; with none it sleeps without end.
 //!
 //! # Always true
@@ -95,7 +96,8 @@ impl Steward {
 
     /// Has it turn at once.
     pub(super) fn call(&self) {
-        self.is_called.store(true, Ordering::Relaxed);
+        self.is_called
+            .store(!planted!("steward_deaf"), Ordering::Relaxed);
         // The lock of the parker shows it the flag.
         self.wake();
     }
@@ -130,7 +132,8 @@ impl Steward {
         // An appointment that has passed is being kept by who holds the lock.
         let soonest = self.now().saturating_add(nanos(SOON));
         let due = self.due.load(Ordering::Relaxed).max(soonest);
-        let has_work = self.is_busy.load(Ordering::Relaxed) || turner.has_news(shared);
+        let is_busy = self.is_busy.load(Ordering::Relaxed) || planted!("steward_never_rests");
+        let has_work = is_busy || turner.has_news(shared);
         if has_work {
             due.min(self.now().saturating_add(nanos(LOOK_EVERY)))
         } else {
@@ -148,7 +151,9 @@ pub(super) fn serve(shared: &Shared, turner: &Turner) {
         let is_due = steward.due.load(Ordering::Relaxed) <= steward.now();
         let is_neglected = slept && turner.turns() == seen;
         let is_called = steward.is_called.swap(false, Ordering::Relaxed);
-        if (is_due || is_neglected || is_called) && !planted!("steward_idles") {
+        if turner.wants_a_leader() && !shared.is_winding_down() {
+            turner.lead_the_many(shared);
+        } else if (is_due || is_neglected || is_called) && !planted!("steward_idles") {
             turner.turn_now(shared, Who::Thread);
         }
     }

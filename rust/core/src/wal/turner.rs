@@ -10,6 +10,10 @@
 //! steward         sleeps; turns for a loop that is busy, stopped or closed; closes the log
 //! ```
 //!
+//! A turner for either is told by every answer whether few or many append ([`Crowd`]). While they
+//! are many the steward leads, like a plain thread that is never answered, and callers only publish:
+//! whoever leads announces its sleep on the ring, and publishing ends it.
+//!
 //! The kernel raises the bell of the loop that submitted last while nothing was in flight, so a
 //! lone task is answered without a hand-over between threads. Other loops and threads are told by
 //! the watermarks, as ever.
@@ -28,6 +32,8 @@
 //! 4. A panic in a turn poisons the log. The committer is not touched again; what the kernel may
 //!    still write to is leaked by the steward.
 //! 5. Once the log is closing or has failed, only the steward turns: it takes the engine out.
+//! 6. A steward that stops leading looks once more after it has said so; who publishes asks after
+//!    that. One of the two sees the other ([`Lead`]).
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -40,7 +46,7 @@ use crate::{
     error::{Error, ErrorKind},
     ids::Lsn,
     io::{Backend, Wait},
-    port::{Doorbell, Told},
+    port::{Doorbell, Lead, Told},
     sync::{
         Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wake, fence, lock,
     },
@@ -48,12 +54,12 @@ use crate::{
 
 use super::{
     commit::{Committer, Next},
+    crowd::Crowd,
     log::Shared,
     steward::Steward,
 };
 
-/// Records that are worth a group of their own while others are in flight, and an end to waiting
-/// for the rest of those who were just answered.
+/// Records that are worth a group of their own while others are in flight, at least.
 const WORTH_A_GROUP: u64 = 64;
 
 /// How soon to come back for a committer that wants another turn at once, but could not go on in
@@ -67,6 +73,8 @@ pub(crate) struct Engine {
     /// The bell that the backend raises now.
     raised: Option<Arc<Doorbell>>,
     pub(crate) has_panicked: bool,
+    /// Tells few from many, if that decides who turns.
+    crowd: Option<Crowd>,
 }
 
 /// See the module.
@@ -86,8 +94,16 @@ pub(crate) struct Turner {
     next: AtomicU64,
     /// Records that were answered together when some were last.
     expected: AtomicU64,
-    /// The bell that shall be raised.
+    /// Records under way when some were last answered, those included.
+    under_way: AtomicU64,
+    /// The bell that shall be raised, unless the steward leads.
     told: Told<Doorbell>,
+    /// Many append: the steward shall lead.
+    is_many: AtomicBool,
+    /// Whether it does.
+    lead: Lead,
+    /// A thread has come to wait beside a loop.
+    is_mixed: AtomicBool,
     pub(crate) steward: Arc<Steward>,
     clock: Arc<dyn Clock>,
     /// Ends the sleep of a thread that leads.
@@ -106,7 +122,14 @@ pub(crate) enum Who {
 type Held<'a> = MutexGuard<'a, Option<Engine>>;
 
 impl Turner {
-    pub(crate) fn new(committer: Committer, mut backend: Box<dyn Backend>) -> Self {
+    /// `for_either`: the steward leads while many append.
+    pub(crate) fn new(
+        mut committer: Committer,
+        mut backend: Box<dyn Backend>,
+        for_either: bool,
+    ) -> Self {
+        // Patience is a matter of when a loop turns; see `urge`.
+        committer.be_patient(false);
         let outlook = committer.outlook();
         let clock = committer.clock();
         let steward = Arc::new(Steward::new(Arc::clone(&clock)));
@@ -120,6 +143,7 @@ impl Turner {
                 backend,
                 raised: None,
                 has_panicked: false,
+                crowd: for_either.then(Crowd::default),
             })),
             wanted: AtomicBool::new(false),
             turns: AtomicU64::new(0),
@@ -128,8 +152,18 @@ impl Turner {
             is_held: AtomicBool::new(false),
             next: AtomicU64::new(outlook.next.0),
             expected: AtomicU64::new(0),
+            under_way: AtomicU64::new(0),
             told: Told::new(),
+            is_many: AtomicBool::new(false),
+            lead: Lead::new(),
+            is_mixed: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the steward leads, so that nobody else need turn.
+    #[inline]
+    pub(crate) fn is_led(&self) -> bool {
+        self.lead.is_led()
     }
 
     /// Something was published on the thread of a loop with this bell. Turns now if that is worth
@@ -138,6 +172,11 @@ impl Turner {
     /// With nothing in flight, those who were answered together are expected back together: the
     /// last of them, so a lone one at once, does the submitting.
     pub(crate) fn urge(&self, shared: &Shared, bell: &Arc<Doorbell>) -> bool {
+        if self.lead.sees_it() {
+            // Whom to tell if it stops leading.
+            self.told.tell(bell, false);
+            return false;
+        }
         self.want();
         let groups = self.groups.load(Ordering::Relaxed);
         // If this loop is about to be alone with its group, or nobody is told at all.
@@ -151,14 +190,17 @@ impl Turner {
             self.steward.stay_awake();
             return false;
         }
+        let crowd = self.under_way.load(Ordering::Relaxed);
         let worth = match groups {
             // No room though nothing is in flight: the next segment is awaited, step by step.
             0 if !has_room => 0,
+            0 if planted!("company_not_awaited") => 1,
             0 => self
                 .expected
                 .load(Ordering::Relaxed)
-                .clamp(1, WORTH_A_GROUP),
-            _ => WORTH_A_GROUP,
+                .clamp(1, WORTH_A_GROUP.max(crowd)),
+            // A smaller one would take as much of the loop's time as one for all of them.
+            _ => WORTH_A_GROUP.max(crowd),
         };
         if waiting < worth {
             self.steward.stay_awake();
@@ -171,7 +213,7 @@ impl Turner {
     /// The loop with this bell is gone.
     pub(crate) fn forget(&self, shared: &Shared, bell: &Arc<Doorbell>) {
         // A child of a fork may find the lock taken by a thread that it does not have.
-        if !shared.process.is_forked_child() {
+        if !shared.process.is_forked_child() || planted!("child_takes_locks") {
             self.told.forget(bell);
         }
     }
@@ -207,6 +249,9 @@ impl Turner {
         is_over: &dyn Fn() -> bool,
     ) {
         let deadline = timeout.map(|timeout| self.clock.now().after(timeout));
+        if self.told.address() != 0 {
+            self.is_mixed.store(true, Ordering::Relaxed);
+        }
         self.steward.stay_awake();
         while !is_over() && !self.has_passed(deadline) {
             let left = deadline.map(|at| at.since(self.clock.now()));
@@ -248,7 +293,8 @@ impl Turner {
         }
         while let Next::Wait(wait) = self.step(shared, engine, Who::Thread) {
             let must_stop = shared.is_winding_down();
-            if is_over() || must_stop || self.has_passed(deadline) {
+            let is_late = self.has_passed(deadline) && !planted!("leader_outstays");
+            if is_over() || must_stop || is_late {
                 break;
             }
             let left = deadline.map(|at| at.since(self.clock.now()));
@@ -284,8 +330,25 @@ impl Turner {
         let answered = shared.durable().0 - durable.0;
         if answered > 0 {
             self.expected.store(answered, Ordering::Relaxed);
+            let under_way = shared.claimed().0 - durable.0 - 1;
+            self.under_way.store(under_way, Ordering::Relaxed);
+            self.count(engine, under_way);
         }
         next
+    }
+
+    /// Some of so many were answered: does that make few or many?
+    fn count(&self, engine: &mut Engine, under_way: u64) {
+        let Some(crowd) = engine.crowd.as_mut() else {
+            return;
+        };
+        let group_bytes = engine.committer.outlook().group_bytes;
+        let is_mixed = self.is_mixed.swap(false, Ordering::Relaxed);
+        let is_many = crowd.answered(under_way, group_bytes, is_mixed);
+        if is_many && !self.is_many.swap(is_many, Ordering::Relaxed) {
+            self.steward.call();
+        }
+        self.is_many.store(is_many, Ordering::Relaxed);
     }
 
     fn note(&self, engine: &Engine, next: Next) {
@@ -336,7 +399,12 @@ impl Turner {
 
     fn is_raised(&self, engine: &Engine) -> bool {
         let raised = engine.raised.as_ref();
-        raised.map_or(0, |bell| Arc::as_ptr(bell) as usize) == self.told.address()
+        let wished = if self.is_led() {
+            0
+        } else {
+            self.told.address()
+        };
+        raised.map_or(0, |bell| Arc::as_ptr(bell) as usize) == wished
     }
 
     /// Has the backend raise the bell that was asked for. Before it is polled: an answer from
@@ -345,10 +413,11 @@ impl Turner {
         if self.is_raised(engine) {
             return;
         }
-        let wished = self.told.get();
+        let wished = if self.is_led() { None } else { self.told.get() };
         let before = std::mem::replace(&mut engine.raised, wished);
         drop(before);
         let bell = engine.raised.as_ref().map(|bell| bell.as_fd());
+        let bell = bell.filter(|_| !planted!("bell_not_raised"));
         // Where it cannot be raised, the steward sees to what the loop would have seen to.
         let _slower = engine.backend.notify(bell);
     }
@@ -390,6 +459,57 @@ impl Turner {
     pub(super) fn has_news(&self, shared: &Shared) -> bool {
         let next = Lsn(self.next.load(Ordering::Relaxed));
         shared.claimed() > next && !self.is_held.load(Ordering::Relaxed)
+    }
+
+    /// Whether many append, so that the steward shall lead.
+    pub(super) fn wants_a_leader(&self) -> bool {
+        self.is_many.load(Ordering::Relaxed) && !planted!("nobody_leads_the_many")
+    }
+
+    /// Turns, sleeping in the backend, while many append.
+    pub(super) fn lead_the_many(&self, shared: &Shared) {
+        // A loop holds the lock for one turn, another thread until it is answered.
+        let mut held = lock(&self.engine);
+        if let Some(engine) = held.as_mut() {
+            self.lead.take();
+            engine.committer.be_patient(true);
+            while let Next::Wait(wait) = self.step(shared, engine, Who::Thread) {
+                if self.has_dispersed(engine, wait) || shared.is_winding_down() {
+                    break;
+                }
+                self.guarded(shared, engine, |engine| {
+                    engine.committer.wait(&mut *engine.backend, wait);
+                });
+            }
+            self.stop_leading(shared, engine);
+        }
+        drop(held);
+        self.after(shared);
+        if self.wanted.load(Ordering::Relaxed) {
+            self.turn_now(shared, Who::Thread);
+        }
+    }
+
+    /// Whether those who append are few again, or nobody has for so long that the log rests.
+    fn has_dispersed(&self, engine: &mut Engine, wait: Wait) -> bool {
+        let rests = wait == Wait::Forever && engine.backend.in_flight() == 0;
+        if rests {
+            engine.crowd.as_mut().map(Crowd::disperse);
+            self.is_many.store(false, Ordering::Relaxed);
+        }
+        !self.wants_a_leader()
+    }
+
+    /// What is published from here on is its publisher's; what was before is looked for, and the
+    /// loop that was to be told is told again of what is in flight.
+    fn stop_leading(&self, shared: &Shared, engine: &mut Engine) {
+        if !engine.has_panicked {
+            engine.committer.be_patient(false);
+        }
+        self.lead.leave();
+        if !shared.is_winding_down() {
+            self.step(shared, engine, Who::Thread);
+        }
     }
 
     /// Takes the engine for good.

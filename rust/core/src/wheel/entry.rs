@@ -48,6 +48,13 @@ pub struct Entry<T> {
     value: Option<T>,
 }
 
+impl<T> Entry<T> {
+    /// What waits here.
+    pub fn value(&self) -> Option<&T> {
+        self.value.as_ref()
+    }
+}
+
 #[derive(Debug)]
 struct Chunk<T> {
     entries: Vec<Entry<T>>,

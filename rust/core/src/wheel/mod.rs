@@ -32,6 +32,7 @@
 
 mod entry;
 mod level;
+mod scope;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +41,7 @@ use std::time::Duration;
 pub use entry::Key;
 use entry::Slab;
 use level::{LEVELS, Level, NONE, place, start_of};
+pub use scope::Scope;
 
 use crate::{Error, ErrorKind, Result, clock::Mono};
 
@@ -128,6 +130,13 @@ impl<T> TimeoutWheel<T> {
         self.drop_out(index)
     }
 
+    /// Disarms the timers of `keys` that still wait; their values join `out`.
+    pub fn cancel_all(&mut self, keys: &[Key], out: &mut Vec<T>) -> usize {
+        let before = out.len();
+        out.extend(keys.iter().filter_map(|key| self.cancel(*key)));
+        out.len() - before
+    }
+
     /// Disarms all timers whose value is wanted, in one pass; their values join `out`.
     pub fn cancel_where(&mut self, which: impl FnMut(&T) -> bool, out: &mut Vec<T>) -> usize {
         let found = self.slab.select(which);
@@ -189,6 +198,11 @@ impl<T> TimeoutWheel<T> {
     /// Whether the key's timer still waits.
     pub fn contains(&self, key: Key) -> bool {
         self.slab.find(key).is_some()
+    }
+
+    /// What waits under `key`.
+    pub fn get(&self, key: Key) -> Option<&T> {
+        self.slab.at(self.slab.find(key)?).value()
     }
 
     /// The values of all timers that wait, in no particular order.

@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    Expired, Key, TimeoutWheel,
+    Expired, Key, Scope, TimeoutWheel,
     level::{LEVELS, SLOT_BITS, SLOTS, place, slot_at, start_of},
 };
 use crate::clock::Mono;
@@ -512,6 +512,55 @@ fn values_are_dropped_once() {
     assert_eq!(Rc::strong_count(&value), 5);
     drop(wheel);
     assert_eq!(Rc::strong_count(&value), 1);
+}
+
+#[test]
+fn a_scope_ends_its_own_timers_and_no_others() {
+    // Belief: what it hands over cancels every timer of it that still waits, each once; one that
+    // took the place of a timer of it is left alone.
+    let mut wheel = wheel::<u64>(1, 0);
+    let mut scope = Scope::new();
+    for number in 0..1000 {
+        let key = wheel.schedule(Mono(10 + number), number).unwrap();
+        if number % 2 == 0 {
+            scope.add(&wheel, key);
+        }
+    }
+    assert_eq!(due(&mut wheel, 109).len(), 100);
+    let stranger = wheel.schedule(Mono(5000), 5000).unwrap();
+    let mut gone = Vec::new();
+    for keys in scope.end() {
+        let counted = wheel.cancel_all(&keys, &mut gone);
+        assert!(counted <= keys.len());
+    }
+    let even: Vec<u64> = (100..1000).filter(|number| number % 2 == 0).collect();
+    assert_eq!(gone, even);
+    assert_eq!(wheel.get(stranger), Some(&5000));
+    assert_eq!(wheel.len(), 451);
+    assert!(scope.end().is_empty());
+}
+
+#[test]
+fn a_scope_does_not_grow_with_timers_that_are_gone() {
+    // Belief: a million timers armed and cancelled one after the other leave a handful of keys,
+    // and those that live are never forgotten.
+    let mut wheel = wheel::<u64>(1, 0);
+    let mut scope = Scope::new();
+    for number in 0..100 {
+        let key = wheel.schedule(Mono(1 << 40), number).unwrap();
+        scope.add(&wheel, key);
+    }
+    for number in 0..1_000_000 {
+        let key = wheel.schedule(Mono(1 << 40), number).unwrap();
+        scope.add(&wheel, key);
+        wheel.cancel(key);
+        assert!(scope.keys() <= 256, "{} keys", scope.keys());
+    }
+    let mut gone = Vec::new();
+    for keys in scope.end() {
+        wheel.cancel_all(&keys, &mut gone);
+    }
+    assert_eq!(gone, (0..100).collect::<Vec<_>>());
 }
 
 #[test]

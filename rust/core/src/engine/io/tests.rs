@@ -107,9 +107,10 @@ fn the_environment_decides_what_the_settings_leave_open() {
         (Uring, Some("threads"), Uring),
         (Threads, Some("nonsense"), Threads),
     ] {
-        assert_eq!(wanted(setting, variable).unwrap(), expected);
+        let variable = variable.map(str::to_owned);
+        assert_eq!(setting.or_variable(variable).unwrap(), expected);
     }
-    let error = wanted(Auto, Some("epoll")).unwrap_err();
+    let error = Auto.or_variable(Some("epoll".to_owned())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("epoll"), "{error}");
 }

@@ -211,6 +211,9 @@ macro_rules! contract_tests {
             a_program_never_holds_up_the_owner
             a_list_of_buffers_is_written_in_order
             sockets_deliver_what_was_asked_for
+            what_would_wait_for_ever_is_refused
+            a_stream_keeps_its_order
+            a_cancel_leaves_the_line_in_order
             a_cancelled_request_is_answered_once
             a_cancel_that_is_late_is_ignored
             a_stuck_call_does_not_hold_up_the_end

@@ -165,6 +165,105 @@ pub fn sockets_deliver_what_was_asked_for(world: &World) {
     assert_eq!(done.buffer.unwrap()[..1], b"x"[..]);
 }
 
+/// Requests of one direction on one socket are served one after the other, as they came, however
+/// small the pieces in which the bytes move.
+pub fn a_stream_keeps_its_order(world: &World) {
+    const LENGTH: usize = 1 << 20;
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    let (mut ours, socket) = pair();
+    for token in 0..3u8 {
+        let mut buffer = Buffer::zeroed(LENGTH);
+        buffer.fill(token);
+        let (socket, buffers) = (socket.clone(), vec![buffer]);
+        submit(&mut *backend, token.into(), Op::Send { socket, buffers });
+    }
+    let reading = std::thread::spawn(move || {
+        let mut seen = vec![9; 3 * LENGTH];
+        std::io::Read::read_exact(&mut ours, &mut seen).unwrap();
+        (ours, seen)
+    });
+    assert_eq!(finish(&mut *backend).len(), 3);
+    let (mut ours, seen) = reading.join().unwrap();
+    assert!(seen.is_sorted(), "bytes of one send among those of another");
+    let mut out = Vec::new();
+    for token in 0..3 {
+        submit(&mut *backend, token, recv(&socket, 10, true));
+    }
+    for piece in [&b"aaaaa"[..], b"aaaaabb", b"bbbbbbbbccccc", b"ccccc"] {
+        ours.write_all(piece).unwrap();
+        for _ in 0..10 {
+            backend.poll(&mut out, Wait::Never).unwrap();
+        }
+    }
+    out.extend(finish(&mut *backend));
+    out.sort_by_key(|done| done.token);
+    let got = out
+        .iter()
+        .map(|done| done.buffer.as_ref().unwrap().to_vec());
+    assert_eq!(
+        got.collect::<Vec<_>>(),
+        [[b'a'; 10], [b'b'; 10], [b'c'; 10]]
+    );
+}
+
+/// One that is cancelled in line, or at its head, lets those behind it go on.
+pub fn a_cancel_leaves_the_line_in_order(world: &World) {
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    let (mut ours, socket) = pair();
+    for token in 1..=4 {
+        submit(&mut *backend, token, recv(&socket, 2, true));
+    }
+    let mut out = Vec::new();
+    backend.poll(&mut out, Wait::Never).unwrap();
+    assert_eq!(backend.cancel(Token(3)), Cancelled::Taken);
+    assert_ne!(backend.cancel(Token(1)), Cancelled::TooLate);
+    while out.len() < 2 {
+        backend.poll(&mut out, Wait::Forever).unwrap();
+    }
+    assert!(out.iter().all(is_cancelled));
+    ours.write_all(b"2244").unwrap();
+    let mut rest = finish(&mut *backend);
+    rest.sort_by_key(|done| done.token);
+    let got = rest
+        .iter()
+        .map(|done| (done.token.0, &**done.buffer.as_ref().unwrap()));
+    assert_eq!(got.collect::<Vec<_>>(), [(2, &b"22"[..]), (4, b"44")]);
+}
+
+/// What no peer will ever change is refused at once, instead of waiting for one: the opening of a
+/// pipe that has no other end, if told so, and a receive on a socket that listens.
+pub fn what_would_wait_for_ever_is_refused(world: &World) {
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    let errno = |done: Finished| done.result.unwrap_err().errno();
+    let place = world.path.join("pipe");
+    make_pipe(&place);
+    for flags in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR] {
+        let done = run(&mut *backend, open(&place, flags | libc::O_NONBLOCK));
+        assert_eq!(errno(done), Some(libc::ESPIPE));
+    }
+    world.file(&mut *backend, "f");
+    let place = world.path.join("f");
+    let done = run(&mut *backend, open(&place, libc::O_RDWR | libc::O_NONBLOCK));
+    let Ok(Answer::File(file)) = done.result else {
+        panic!("{:?}", done.result);
+    };
+    let flags = crate::io::sys::flags(file.fd().unwrap());
+    assert_eq!(flags.unwrap() & libc::O_NONBLOCK, 0);
+    let listener = std::os::unix::net::UnixListener::bind(world.path.join("l")).unwrap();
+    let socket = File::duplicate(listener.as_raw_fd()).unwrap();
+    let done = run(&mut *backend, recv(&socket, 1, false));
+    assert!(matches!(errno(done), Some(libc::EINVAL | libc::ENOTCONN)));
+}
+
 fn is_cancelled(done: &Finished) -> bool {
     let errno = done.result.as_ref().err().and_then(crate::Error::errno);
     errno == Some(libc::ECANCELED)

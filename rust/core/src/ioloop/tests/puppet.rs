@@ -553,6 +553,48 @@ fn a_sync_does_not_wait_behind_bulk_reads() {
 }
 
 #[test]
+fn bulk_does_not_starve_behind_syncs() {
+    // While both wait, those who wait for durability leave an eighth of the places to the others;
+    // where there is only one place they take turns.
+    for (size, syncs) in [(16, 14), (2, 1)] {
+        let mut stage = stage(size);
+        for _ in 0..100 {
+            stage.ask(sync(), None);
+        }
+        stage.ask(read(), None);
+        stage.turn();
+        let ops = stage.ops();
+        assert_eq!(ops.iter().position(|op| *op == "read"), Some(syncs));
+        assert_eq!(stage.in_flight(), size);
+    }
+    let mut stage = stage(1);
+    for ask in [sync, sync, read, sync] {
+        stage.ask(ask(), None);
+    }
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        stage.turn();
+        seen.extend(stage.ops());
+        stage.answer(0, Ok(Answer::Count(8)));
+    }
+    assert_eq!(seen, ["sync", "read", "sync", "sync"]);
+}
+
+#[test]
+fn what_was_forgotten_in_its_batch_leaves_nothing() {
+    // The lanes hold no tokens of requests that came and went before anybody looked.
+    let mut stage = stage(1);
+    stage.ask(recv(), None);
+    stage.turn();
+    for _ in 0..1000 {
+        let id = stage.ask(recv(), None);
+        stage.handle().forget(id);
+        stage.turn();
+    }
+    assert_eq!(stage.engine.lanes.len(), 0);
+}
+
+#[test]
 fn requests_go_into_flight_in_the_order_they_came() {
     // Each lane is first in, first out, whatever left in between.
     let mut stage = stage(1);

@@ -42,6 +42,11 @@ impl Company {
         }
     }
 
+    /// From now on waits at most `patience_max`.
+    pub(super) fn limit(&mut self, patience_max: Duration) {
+        self.patience_max = patience_max;
+    }
+
     /// `records` were answered together, after a sync of `took`, while `present` wait already.
     pub(super) fn answered(&mut self, records: usize, present: usize, took: Duration, now: Mono) {
         self.expected = records + present;

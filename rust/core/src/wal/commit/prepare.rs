@@ -280,7 +280,7 @@ impl Preparer {
             },
             // From the renaming on it is a spare no longer.
             Step::Rename | Step::SyncDir | Step::Reopen => State::Failed { plan, error },
-            _ if plan.spare.is_some() => State::Working {
+            _ if plan.spare.is_some() && !planted!("spare_trouble_is_fatal") => State::Working {
                 plan,
                 file: None,
                 step: Step::Discard,

@@ -1,5 +1,7 @@
 //! A turn for those who must not wait, and what they may know of the committer between turns.
 
+use std::time::Duration;
+
 use super::{Committer, Next};
 use crate::{
     clock::Clock,
@@ -19,6 +21,8 @@ pub(crate) struct Outlook {
     pub(crate) is_held: bool,
     /// LSN of the next record to be gathered.
     pub(crate) next: Lsn,
+    /// Smoothed size of a group's frame.
+    pub(crate) group_bytes: u64,
 }
 
 impl Committer {
@@ -40,6 +44,12 @@ impl Committer {
         }
     }
 
+    /// Whether a group waits a moment for company. Only for who has nothing else to do.
+    pub(crate) fn be_patient(&mut self, yes: bool) {
+        let most = self.shared.settings.patience_max;
+        self.company.limit(if yes { most } else { Duration::ZERO });
+    }
+
     pub(crate) fn clock(&self) -> Arc<dyn Clock> {
         Arc::clone(&self.clock)
     }
@@ -50,6 +60,7 @@ impl Committer {
             has_room: self.rotation.is_none() && self.flights.len() < self.window,
             is_held: self.gathering_since.is_some() || self.is_patient,
             next: self.next,
+            group_bytes: self.group_bytes,
         }
     }
 }

@@ -69,8 +69,15 @@ fn small() -> LogSettings {
 }
 
 fn open_with(place: &Place, disk: Arc<dyn Disk>, settings: LogSettings) -> Log {
+    open_driven(Driver::Loop, place, disk, settings)
+}
+
+/// Loops and waiting threads turn it, or the steward leads while there are many or both kinds.
+const DRIVERS: [Driver; 2] = [Driver::Loop, Driver::Either];
+
+fn open_driven(driver: Driver, place: &Place, disk: Arc<dyn Disk>, settings: LogSettings) -> Log {
     let way = Candidate {
-        driver: Driver::Loop,
+        driver,
         ..Candidate::new(CommitPath::Direct, disk, "test")
     };
     Log::open(&world(), &place.path().join("log"), settings, &[way]).unwrap()
@@ -150,8 +157,14 @@ fn append_as_a_loop(log: &Log, bell: &Arc<Doorbell>, payload: Box<[u8]>) -> Resu
 fn threads_that_turn_one_log_lose_nothing_and_repeat_nothing() {
     // Two threads wait, two behave like loops, all turn the same committer; over several segments
     // each record is there once, at its LSN.
+    for driver in DRIVERS {
+        turned_by_many(driver);
+    }
+}
+
+fn turned_by_many(driver: Driver) {
     let place = Place::new("turned-by-many");
-    let log = open(&place);
+    let log = open_driven(driver, &place, disk(), small());
     let told: Vec<Vec<(Lsn, Box<[u8]>)>> = thread::scope(|scope| {
         let workers: Vec<_> = (0..4_u64)
             .map(|stream| {
@@ -189,7 +202,8 @@ fn a_close_while_others_turn_ends_all_of_them() {
     // Whoever turns when the close comes lets go; whoever was told success finds the record.
     for round in 0..20 {
         let place = Place::new("closed-while-turned");
-        let log = open(&place);
+        let driver = DRIVERS[round as usize % 2];
+        let log = open_driven(driver, &place, disk(), small());
         let told = thread::scope(|scope| {
             let workers: Vec<_> = (0..3_u64)
                 .map(|stream| {
@@ -422,14 +436,14 @@ impl Backend for Trapped {
 #[test]
 fn a_panic_in_a_turn_poisons_the_log_and_nothing_else() {
     // Whoever turned lives on and is told, whoever waits is told, and the log closes and opens.
-    for polls in 1..12 {
+    for polls in 1..24 {
         let place = Place::new("panic");
         let left = Arc::new(AtomicU64::new(0));
         let disk = Arc::new(Trap {
             disk: disk(),
             left: Arc::clone(&left),
         });
-        let log = open_with(&place, disk, small());
+        let log = open_driven(DRIVERS[polls as usize % 2], &place, disk, small());
         let appender = log.appender();
         let lsn = appender.submit(payload(0, 0)).unwrap();
         appender.wait(Level::Durable, lsn, LONG).unwrap();
@@ -527,5 +541,112 @@ fn a_loop_that_goes_in_a_forked_child_touches_no_lock() {
     assert_eq!(status, 0, "the child changed what it must not touch");
     log.appender().forget(&bell);
     assert!(!turner.tells(&bell));
+    log.close().unwrap();
+}
+
+/// Room for many.
+fn roomy() -> LogSettings {
+    LogSettings {
+        ring_entries: 1024,
+        ..small()
+    }
+}
+
+fn turned_by(log: &Log) -> Driver {
+    log.appender().turned_by().unwrap()
+}
+
+/// What a loop with `count` tasks does: they append, and then it turns until all are answered.
+fn append_as_tasks(log: &Log, bell: &Arc<Doorbell>, stream: u64, first: u64, count: u64) {
+    let appender = log.appender();
+    let mut last = Lsn::ZERO;
+    for number in first..first + count {
+        last = appender.submit(payload(stream, number)).unwrap();
+        if appender.urge(bell) {
+            bell.ring();
+        }
+    }
+    while appender.marks().durable < last {
+        is_readable(bell, Duration::from_millis(1));
+        bell.silence();
+        appender.turn();
+    }
+}
+
+#[test]
+fn many_are_led_by_the_steward_and_few_are_not() {
+    // However often the load changes: a crowd of tasks is led soon, a lone one is not for long, and
+    // every record is there once, at its place.
+    let place = Place::new("many-and-few");
+    let log = open_driven(Driver::Either, &place, disk(), roomy());
+    let bell = Arc::new(Doorbell::new().unwrap());
+    let told = AtomicU64::new(0);
+    let append = |count: u64| {
+        append_as_tasks(&log, &bell, 0, told.load(Ordering::Relaxed), count);
+        told.fetch_add(count, Ordering::Relaxed);
+    };
+    for _ in 0..5 {
+        assert_eq!(turned_by(&log), Driver::Loop);
+        assert!(soon(|| {
+            append(300);
+            turned_by(&log) == Driver::Thread
+        }));
+        assert!(soon(|| {
+            append(1);
+            turned_by(&log) == Driver::Loop
+        }));
+    }
+    log.close().unwrap();
+    let expected: Vec<_> = (0..told.into_inner()).map(|n| payload(0, n)).collect();
+    let found = read_back(&place);
+    assert_eq!(found.len(), expected.len());
+    assert!(expected.iter().zip(&found).all(|(a, b)| **a == **b));
+}
+
+#[test]
+fn a_crowd_that_is_gone_is_led_no_more() {
+    // When the log rests nobody leads, the steward sleeps without end, and the next lone append is
+    // answered through the loop's bell.
+    let place = Place::new("crowd-gone");
+    let log = open_driven(Driver::Either, &place, disk(), roomy());
+    let bell = Arc::new(Doorbell::new().unwrap());
+    let mut told = 0;
+    assert!(soon(|| turned_by(&log) == Driver::Loop));
+    while turned_by(&log) == Driver::Loop {
+        append_as_tasks(&log, &bell, 0, told, 300);
+        told += 300;
+    }
+    let turner = Arc::clone(log.appender().0.turner().unwrap());
+    assert!(soon(
+        || turned_by(&log) == Driver::Loop && turner.steward.is_resting()
+    ));
+    append_as_tasks(&log, &bell, 0, told, 1);
+    assert_eq!(turned_by(&log), Driver::Loop);
+    log.close().unwrap();
+}
+
+#[test]
+fn a_thread_that_waits_beside_a_loop_is_led_too() {
+    // A loop may be stuck in a call of its own; a waiting thread shall not depend on it.
+    let place = Place::new("mixed");
+    let log = open_driven(Driver::Either, &place, disk(), roomy());
+    let bell = Arc::new(Doorbell::new().unwrap());
+    let mut number = 0;
+    assert!(soon(|| turned_by(&log) == Driver::Loop));
+    for _ in 0..1000 {
+        if turned_by(&log) == Driver::Thread {
+            break;
+        }
+        append_as_tasks(&log, &bell, 0, number, 1);
+        let lsn = log.appender().submit(payload(1, number)).unwrap();
+        log.appender().wait(Level::Durable, lsn, LONG).unwrap();
+        number += 1;
+    }
+    assert_eq!(turned_by(&log), Driver::Thread);
+    // The loop does nothing at all meanwhile.
+    for _ in 0..10 {
+        let lsn = log.appender().submit(payload(1, number)).unwrap();
+        log.appender().wait(Level::Durable, lsn, LONG).unwrap();
+    }
     log.close().unwrap();
 }

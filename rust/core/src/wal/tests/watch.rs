@@ -14,6 +14,7 @@ use crate::{
     sim::{CrashPoint, Fault, Kind, Model, Seen, SimDisk, Trouble, Zombies},
     wal::{
         Watch,
+        builder::{Builder, SMALL},
         commit::Next,
         recovery::{RecoveryMode, recover},
         segment::segment_name,
@@ -188,6 +189,54 @@ fn nothing_is_seen_that_a_power_cut_takes_back() {
     }
     assert!(states > 100, "{states} states");
     assert!(follower.seen > 6);
+}
+
+#[test]
+fn a_frame_that_is_written_and_not_synced_is_synced_before_it_is_shown() {
+    // It lies in the cache, and its owner says nothing more: a power cut would take it. Once it is
+    // shown, it is in every state that a power cut may leave.
+    let mut builder = Builder::new(SMALL);
+    builder.append(&[b"durable"]);
+    let whole = builder.disk.get(&builder.name()).unwrap();
+    let at = builder.append(&[b"written"]);
+    let after = builder.disk.get(&builder.name()).unwrap();
+    let disk = SimDisk::seeded(1);
+    let mut backend = disk.backend().unwrap();
+    let mut io = Blocking::new(&mut *backend);
+    let dir = io.open_dir(Path::new("/log"), true).unwrap();
+    let file = io.open(&dir, &builder.name(), Access::CREATE).unwrap();
+    let mut buffer = Buffer::zeroed(whole.len());
+    buffer.copy_from_slice(&whole);
+    io.write(&file, 0, whole.len(), buffer, true).unwrap();
+    io.sync(&file).unwrap();
+    io.sync_dir(&dir).unwrap();
+    let mut follower = Follower::new(&disk, 1);
+    let next = |follower: &mut Follower| {
+        let batch = follower.watch.next_batch(7).unwrap();
+        batch.map(|batch| batch.first().0)
+    };
+    assert_eq!(next(&mut follower), Some(1));
+    assert_eq!(next(&mut follower), None);
+    let mut frame = Buffer::zeroed(512);
+    frame.copy_from_slice(&after[at as usize..at as usize + 512]);
+    io.write(&file, at, 512, frame, false).unwrap();
+    let mut looks = 0;
+    while next(&mut follower).is_none() {
+        follower.pass(Duration::from_millis(60));
+        looks += 1;
+    }
+    assert!((2..5).contains(&looks), "shown after {looks} looks");
+    let point = disk.with(|world| CrashPoint::capture(world, Model::default()));
+    let book = RefCell::new(Seen::default());
+    point.states(0, &book, &mut |image, _, _| {
+        let after = SimDisk::from_image(image, crate::sim::Settings::default());
+        let mut backend = after.backend().unwrap();
+        let mut io = Blocking::new(&mut *backend);
+        let dir = io.open_dir(Path::new("/log"), false).unwrap();
+        let found = recover(&mut io, &dir, RecoveryMode::Tail).unwrap();
+        assert_eq!(found.next, Lsn(3));
+        true
+    });
 }
 
 #[test]

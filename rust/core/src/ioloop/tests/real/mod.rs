@@ -111,7 +111,7 @@ pub(super) fn filled(length: usize, seed: u8) -> Buffer {
     let bytes: Vec<u8> = (0..length)
         .map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed))
         .collect();
-    Buffer::copy_of(&bytes)
+    Buffer::try_copy_of(&bytes).unwrap()
 }
 
 pub(super) fn pair() -> (UnixStream, File) {

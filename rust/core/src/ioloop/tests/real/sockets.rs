@@ -59,6 +59,44 @@ fn sockets_send_and_receive(make: Make) {
     assert_eq!(ended.kind(), ErrorKind::EndOfStream);
 }
 
+/// What the kernel gives in pieces is told by a number, on threads as on the ring: an exact receive
+/// that took two, and a read that had to look once more for the end of its file. What comes whole
+/// is not counted.
+fn answers_that_fell_short_are_counted(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, socket) = pair();
+    let (whole, _) = rig.ask(recv(&socket, 4, true), None);
+    ours.write_all(b"0123").unwrap();
+    assert_eq!(bytes(rig.wait(whole)), b"0123");
+    assert_eq!(rig.handle.statistics().short, 0);
+    let (exact, _) = rig.ask(recv(&socket, 10, true), None);
+    ours.write_all(b"0123").unwrap();
+    let begun = std::time::Instant::now();
+    while rig.handle.statistics().short == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not counted");
+        rig.engine.turn(Wait::Never);
+    }
+    ours.write_all(b"456789").unwrap();
+    assert_eq!(bytes(rig.wait(exact)), b"0123456789");
+    assert_eq!(rig.handle.statistics().short, 1);
+    let file = rig.open("a", libc::O_RDWR | libc::O_CREAT);
+    let write = Ask::Write {
+        file: file.clone(),
+        offset: 0,
+        buffers: vec![filled(5, 1)],
+        sync: false,
+    };
+    assert_eq!(count(rig.run(write)), 5);
+    let read = Ask::Read {
+        file,
+        offset: 0,
+        length: 100,
+        partial: true,
+    };
+    assert_eq!(bytes(rig.run(read)).len(), 5);
+    assert_eq!(rig.handle.statistics().short, 2);
+}
+
 /// A receive that nothing comes for is answered by its deadline, not before.
 fn a_receive_ends_at_its_deadline(make: Make) {
     let mut rig = Rig::new(make, Settings::default());
@@ -237,6 +275,7 @@ fn a_deadline_frees_a_table_that_waits_for_itself(make: Make) {
 
 on_every_backend! {
     sockets_send_and_receive
+    answers_that_fell_short_are_counted
     a_receive_ends_at_its_deadline
     a_deadline_in_an_exact_receive_says_how_far_it_was
     a_receive_that_was_quicker_wins
