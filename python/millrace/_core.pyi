@@ -974,7 +974,8 @@ class TimeoutWheel:
         `TimeoutError` in place of that cancellation. `None` sets no limit; `reschedule` can.
 
         Raises:
-            ClosedError: If the wheel is closed; also inside of the block, when it is closed there.
+            ClosedError: If the wheel is closed; also inside of the block, at its next wait, when
+                it is closed there.
         """
 
     def start_sleep(self, delay_s: float) -> tuple[Future[None], Handle] | tuple[None, None]:
@@ -997,7 +998,12 @@ class TimeoutWheel:
 
     @property
     def next_deadline(self) -> float | None:
-        """The time of the loop at which something is due next; `None` if nothing waits."""
+        """
+        The time of the loop at which the wheel looks next; `None` if nothing waits.
+
+        Nothing is due before. It may be too early once the timer that was to be first has been
+        cancelled.
+        """
 
     @property
     def tick_s(self) -> float:

@@ -192,7 +192,8 @@ impl TimeoutWheel {
     /// `TimeoutError` in place of that cancellation. `None` sets no limit; `reschedule` can.
     ///
     /// Raises:
-    ///     ClosedError: If the wheel is closed; also inside of the block, when it is closed there.
+    ///     ClosedError: If the wheel is closed; also inside of the block, at its next wait, when
+    ///         it is closed there.
     #[pyo3(signature = (delay_s))]
     fn timeout(slf: &Bound<'_, Self>, delay_s: Option<&Bound<'_, PyAny>>) -> PyResult<Timeout> {
         let py = slf.py();
@@ -245,7 +246,10 @@ impl TimeoutWheel {
         lock(&self.core.state).is_closed
     }
 
-    /// The time of the loop at which something is due next; `None` if nothing waits.
+    /// The time of the loop at which the wheel looks next; `None` if nothing waits.
+    ///
+    /// Nothing is due before. It may be too early once the timer that was to be first has been
+    /// cancelled.
     #[getter]
     fn next_deadline(&self) -> Option<f64> {
         let next = lock(&self.core.state).wheel.next_deadline();
