@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# From 3.12 on, Python warns of a fork in a process with threads. That is the point where we fork.
+QUIET_FORK = "ignore:This process:DeprecationWarning"
+
 
 def in_child(child: Callable[[], None]) -> None:
     """Run `child` in a fork and require that it ends well."""
     with warnings.catch_warnings():
-        # From 3.12 on, Python warns of a fork in a process with threads. That is the point here.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from forks import in_child
+from forks import QUIET_FORK, in_child
 
 from millrace import ForkedError, Log, LogSettings
 
@@ -41,6 +41,8 @@ def _python(script: str, *arguments: str, expect: int = 0) -> str:
             sys.executable,
             "-W",
             "always",
+            "-W",
+            QUIET_FORK,
             "-X",
             "faulthandler",
             "-c",
