@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextlib
 import gc
 import inspect
 import time
@@ -247,7 +248,8 @@ async def test_cancelling_a_close_does_not_stop_it(directory: Path) -> None:
     closing = asyncio.create_task(log.close())
     await asyncio.sleep(0)
     closing.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    # Where others keep this thread from running for long, the close is over before its await.
+    with contextlib.suppress(asyncio.CancelledError):
         await closing
     await log.close()
     assert await append == 1
