@@ -97,7 +97,8 @@ fn cached(py: Python<'_>) -> PyResult<Option<Arc<Current>>> {
     let Some(current) = CURRENT.with_borrow(Option::clone) else {
         return Ok(None);
     };
-    let is_here = current.port.is_open() && runs(py, current.witness.as_ref(), &current.event_loop)?;
+    let is_here =
+        current.port.is_open() && runs(py, current.witness.as_ref(), &current.event_loop)?;
     Ok(is_here.then_some(current))
 }
 
@@ -108,11 +109,7 @@ fn cached(py: Python<'_>) -> PyResult<Option<Arc<Current>>> {
 ///
 /// What asyncio raises.
 #[inline]
-pub fn runs(
-    py: Python<'_>,
-    witness: Option<&Py<PyAny>>,
-    event_loop: &Py<PyAny>,
-) -> PyResult<bool> {
+pub fn runs(py: Python<'_>, witness: Option<&Py<PyAny>>, event_loop: &Py<PyAny>) -> PyResult<bool> {
     match witness {
         Some(witness) => Ok(std::ptr::eq(running(py), witness.as_ptr())),
         None => Ok(ask(py)?.is_some_and(|running| running.is(event_loop))),
