@@ -41,10 +41,7 @@ use crate::{
     fork::Origin,
     io::{
         Backend, Cancelled, Class, Durability, Effort, File, Finished, Leftovers, Request, Token,
-        Wait, Wake, execute,
-        signal::Signal,
-        tally,
-        worker::{Workers, refused},
+        Wait, Wake, execute, signal::Signal, tally, worker::Workers,
     },
 };
 
@@ -54,8 +51,6 @@ mod flight;
 mod guests;
 mod lines;
 mod names;
-#[cfg(test)]
-mod names_tests;
 mod poison;
 mod probe;
 mod ring;
@@ -423,16 +418,6 @@ impl UringBackend {
             Step::Impossible(what) => return Err(impossible(what, key, answer)),
         }
         Ok(())
-    }
-
-    /// The ring could not do it without waiting.
-    fn leave_to_threads(&mut self, key: Key) {
-        let request = self.let_off(key).and_then(Flight::into_request);
-        match request {
-            Some(request) if self.closed => self.ready.push(refused(request)),
-            Some(request) => self.call(request),
-            None => {}
-        }
     }
 
     /// Waits for an answer, a wake or a nudge. The sleep was announced.

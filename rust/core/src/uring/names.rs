@@ -29,6 +29,7 @@ use std::{
 use io_uring::{Probe, opcode, squeue, types};
 
 use super::{
+    Key, UringBackend,
     flight::{Flight, Step, Way},
     ring::{Patience, Ring},
 };
@@ -39,6 +40,7 @@ use crate::{
         execute::told,
         program::{about, cancelled, settle, status_of, terminated},
         sys::{self, Errno, Sys},
+        worker,
     },
 };
 
@@ -188,6 +190,18 @@ fn closes_at_once(file: &File) -> bool {
     };
     let reads = sys::flags(fd).is_ok_and(|flags| flags & libc::O_ACCMODE == libc::O_RDONLY);
     reads && sys::status_at_once(fd).is_some_and(|status| status.stx_nlink > 0)
+}
+
+impl UringBackend {
+    /// The ring could not do it without waiting.
+    pub(super) fn leave_to_threads(&mut self, key: Key) {
+        let request = self.let_off(key).and_then(Flight::into_request);
+        match request {
+            Some(request) if self.closed => self.ready.push(worker::refused(request)),
+            Some(request) => self.call(request),
+            None => {}
+        }
+    }
 }
 
 impl Named {

@@ -9,6 +9,8 @@ use crate::{
     },
 };
 
+mod names;
+
 fn disk() -> UringDisk {
     UringDisk::probe(Arc::new(SystemClock::new()), None).unwrap()
 }

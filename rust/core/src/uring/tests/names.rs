@@ -8,11 +8,6 @@ use std::{
 
 use io_uring::{Probe, opcode};
 
-use super::{
-    Key, Ring, UringBackend, UringDisk,
-    flight::Way,
-    names::{self, Offer},
-};
 use crate::{
     clock::SystemClock,
     error::ErrorKind,
@@ -20,6 +15,11 @@ use crate::{
         Answer, Backend, Cancelled, Class, File, Finished, Op, Request, Status, Token, Wait,
         contract::{Place, in_own_process},
         sys,
+    },
+    uring::{
+        Key, Ring, UringBackend, UringDisk,
+        flight::Way,
+        names::{self, Offer},
     },
 };
 
@@ -216,7 +216,7 @@ fn what_the_cache_does_not_have_is_found_by_a_thread() {
 #[test]
 fn a_cancelled_opening_leaves_no_descriptor() {
     // Counts the descriptors of its process, so it needs one without other tests.
-    in_own_process("uring::names_tests::own_process_cancelled_openings");
+    in_own_process("uring::tests::names::own_process_cancelled_openings");
 }
 
 #[test]
