@@ -84,7 +84,7 @@ def name_cells(plan: Plan, work: Path) -> Iterator[list[Job]]:
             yield [{**names, "workload": what, "tasks": tasks, "contender": w} for w in NAMES]
 
 
-def measure(plan: Plan, work: Path, only_names: bool) -> list[dict[str, Any]]:
+def measure(plan: Plan, work: Path, *, only_names: bool) -> list[dict[str, Any]]:
     """Run every cell in every round, each in a process of its own."""
     rows = []
     for number in range(plan.rounds):
@@ -185,24 +185,26 @@ def waiting_figures(table: Table, who: str) -> Iterator[Figure]:
     yield most(f"idle ({who}), wake-ups each second", wakes, lambda v: f"{v:.1f}", 0.5)
 
 
-def figures(table: Table) -> Iterator[Figure]:
+def figures(table: Table, *, only_names: bool) -> Iterator[Figure]:
     """Yield each figure: case, value, form, aim, and whether it is met."""
+    for who in OURS:
+        yield from name_figures(table, who)
+    if only_names:
+        return
     for depth in DEPTHS:
         for who in OURS:
             yield from cold_figures(table, who, depth)
     for who in OURS:
         yield from cached_figures(table, who)
     for who in OURS:
-        yield from name_figures(table, who)
-    for who in OURS:
         yield from waiting_figures(table, who)
 
 
-def aims(table: Table) -> Iterator[str]:
+def aims(table: Table, *, only_names: bool) -> Iterator[str]:
     """Yield the rows of the table of aims."""
     yield "| case | value | aim | |"
     yield "| --- | ---: | --- | --- |"
-    for case, found, form, aim, is_met in figures(table):
+    for case, found, form, aim, is_met in figures(table, only_names=only_names):
         if found is None:
             yield f"| {case} | - | {aim} | not measured |"
             continue
@@ -233,28 +235,16 @@ def absent(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"- {who} ({workload}): {why}"
 
 
-def text(page: Page, plan: Plan, rows: list[dict[str, Any]]) -> str:
+def text(page: Page, plan: Plan, rows: list[dict[str, Any]], *, only_names: bool) -> str:
     """Return the page."""
     table = Table(row for row in rows if "missing" not in row)
     missing = list(absent(rows)) or ["- nobody"]
+    reads = "" if only_names else text_of_reads(table, plan)
     return f"""{page.head(plan.rounds, "What was read is compared.")}
 ## Aims
 
-{chr(10).join(aims(table))}
-
-## Cold: random reads of 4 KiB, O_DIRECT, of a file of {plan.cold_bytes >> 20} MiB
-
-{chr(10).join(comparison(table, "cold", DEPTHS, COLD))}
-
-## Cached: random reads of 4 KiB from the page cache
-
-{chr(10).join(comparison(table, "cached", (1, 16), CACHED))}
-
-CPU is that of the whole process, with the kernel's share. caio runs without its polling thread,
-which makes it slower on two processors; `deferred` is its own way to submit once for many. Memory
-of caio and aiofiles is not aligned, as O_DIRECT asks: their cold reads go through the page cache,
-emptied of the file before, and so find some blocks there that they have read already.
-
+{chr(10).join(aims(table, only_names=only_names))}
+{reads}
 ## Names: stat of a path that the kernel knows
 
 {chr(10).join(comparison(table, "stat", NAME_DEPTHS, NAMES, "stats"))}
@@ -268,6 +258,24 @@ emptied of the file before, and so find some blocks there that they have read al
 ## Missing
 
 {chr(10).join(missing)}
+"""
+
+
+def text_of_reads(table: Table, plan: Plan) -> str:
+    """Return what the page says about reads."""
+    return f"""
+## Cold: random reads of 4 KiB, O_DIRECT, of a file of {plan.cold_bytes >> 20} MiB
+
+{chr(10).join(comparison(table, "cold", DEPTHS, COLD))}
+
+## Cached: random reads of 4 KiB from the page cache
+
+{chr(10).join(comparison(table, "cached", (1, 16), CACHED))}
+
+CPU is that of the whole process, with the kernel's share. caio runs without its polling thread,
+which makes it slower on two processors; `deferred` is its own way to submit once for many. Memory
+of caio and aiofiles is not aligned, as O_DIRECT asks: their cold reads go through the page cache,
+emptied of the file before, and so find some blocks there that they have read already.
 """
 
 
@@ -294,9 +302,9 @@ def main() -> None:
             fill(work / "cold", plan.cold_bytes)
             fill(work / "cached", CACHED_BYTES)
         os.sync()
-        rows = measure(plan, work, given.names)
+        rows = measure(plan, work, only_names=given.names)
     raw = {"plan": asdict(plan), "cells": rows}
-    page.publish(given.out, "files", text(page, plan, rows), raw)
+    page.publish(given.out, "files", text(page, plan, rows, only_names=given.names), raw)
 
 
 if __name__ == "__main__":

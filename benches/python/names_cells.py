@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from files_cells import Job, Missing, cpu_s
-
 from millrace import IoEngine, IoSettings
 
 if TYPE_CHECKING:
@@ -51,13 +50,13 @@ async def millrace(job: Job) -> AsyncIterator[Ask]:
     async with IoEngine(settings=settings) as io:
 
         async def stat(path: str) -> int:
-            return (await io.stat(path)).st_size
+            return (await io.stat(path)).length_bytes
 
         async def opened(path: str) -> int:
             file = await io.open(path)
             status = await io.stat(file)
             await file.close()
-            return status.st_size
+            return status.length_bytes
 
         yield stat if job["workload"] == "stat" else opened
 
@@ -111,10 +110,10 @@ CONTENDERS = {
 
 def paths_of(job: Job) -> list[str]:
     """Return the paths, and make the kernel know the names."""
-    paths = [os.path.join(job["path"], str(number)) for number in range(FILES)]
+    paths = [Path(job["path"], str(number)) for number in range(FILES)]
     for path in paths:
-        os.stat(path)
-    return paths
+        path.stat()
+    return [str(path) for path in paths]
 
 
 async def ask_many(job: Job) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def ask_plainly(job: Job) -> dict[str, Any]:
         return size
 
     def stat(path: str) -> int:
-        return os.stat(path).st_size
+        return os.stat(path).st_size  # noqa: PTH116 - what it is measured against
 
     ask = stat if job["workload"] == "stat" else opened
     done = 0
