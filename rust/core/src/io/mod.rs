@@ -60,7 +60,7 @@ pub(crate) mod vectors;
 pub(crate) mod worker;
 
 pub use blocking::{Blocking, Wanted};
-pub use buffer::{BLOCK, Buffer};
+pub use buffer::{BLOCK, Buffer, HUGE};
 pub use execute::{Alignment, Durability, direct_alignment};
 pub use file::{Access, File, Open};
 #[cfg(any(test, feature = "testing"))]
