@@ -102,12 +102,9 @@ impl Committer {
 
     /// What a frame was written from.
     pub(super) fn take_back(&mut self, buffer: Option<Buffer>, from_stock: bool) {
-        if from_stock {
-            buffer
-                .into_iter()
-                .for_each(|buffer| self.shared.stock.keep(buffer));
-        } else {
-            self.spare.extend(buffer);
+        match buffer {
+            Some(buffer) if from_stock => self.shared.stock.keep(buffer),
+            other => self.spare.extend(other),
         }
     }
 }

@@ -51,6 +51,12 @@ fn records(lengths: &[usize]) -> Vec<Payload> {
     lengths.iter().enumerate().map(bytes).collect()
 }
 
+fn fill(batch: &mut Batch, records: &[Payload]) {
+    for record in records {
+        batch.push(record).unwrap();
+    }
+}
+
 const STAMP: Stamp = Stamp {
     durable: Lsn(0),
     timestamp_ns: 9,
@@ -68,9 +74,7 @@ fn a_frame_made_in_place_is_the_frame_made_by_copying() {
         stock.keep(old);
         // No hint at all: it grows on the way.
         let mut batch = Batch::new(&stock, 0, 0).unwrap();
-        records
-            .iter()
-            .for_each(|record| batch.push(record).unwrap());
+        fill(&mut batch, &records);
         let mut entries = batch.into_entries();
         let bytes: usize = entries.iter().map(Lay::frame_bytes).sum();
         let again = writer().records(&entries, STAMP, None).unwrap();
@@ -90,9 +94,7 @@ fn only_a_group_that_is_one_batch_with_room_is_made_in_place() {
     let entries = |lengths: &[usize]| {
         let mut batch = Batch::new(&stock, 2, 100).unwrap();
         let records = records(lengths);
-        records
-            .iter()
-            .for_each(|record| batch.push(record).unwrap());
+        fill(&mut batch, &records);
         batch.into_entries()
     };
     let mut two = entries(&[5, 6]);
@@ -202,7 +204,7 @@ fn a_batch_that_waits_in_line_is_written_whole_or_given_back() {
     let all = records(&[1 << 19; 4]);
     let batch = |from: &[Payload]| {
         let mut batch = appender.batch(0, 0).unwrap();
-        from.iter().for_each(|record| batch.push(record).unwrap());
+        fill(&mut batch, from);
         batch
     };
     let line: Vec<_> = (0..4)
