@@ -160,7 +160,10 @@ def test_a_cancelled_write_in_flight_is_still_written(engines: Engines, tmp_path
         async with io.open(tmp_path / "f", "w+") as file:
             task = asyncio.ensure_future(io.write_at(file, b"d" * 100_000, 0, sync=True))
             await asyncio.sleep(0)
-            await _cancel(task)
+            # On a fast device it may be over already.
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
             await until(lambda: io.statistics().pending == 0)
             assert (tmp_path / "f").stat().st_size == 100_000
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -345,6 +347,57 @@ def test_a_closed_wheel_ends_the_blocks_under_it() -> None:
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(one) for one in outcomes] == [ClosedError, asyncio.CancelledError]
         assert tasks[0].cancelling() == 0
+
+    run(main())
+
+
+def test_a_wheel_closed_by_the_block_itself() -> None:
+    # Belief: the block ends with ClosedError at its next wait; if it has none, it ends as it is,
+    # and nothing comes after it.
+    async def main() -> None:
+        for waits in (True, False):
+            wheel, ended = TimeoutWheel(), False
+            with pytest.raises(ClosedError) if waits else contextlib.nullcontext():
+                async with wheel.timeout(60.0) as scope:
+                    wheel.close()
+                    if waits:
+                        await asyncio.sleep(600.0)
+                        pytest.fail("the block went on")
+                    ended = True
+            assert ended is not waits
+            await asyncio.sleep(1.0)
+            task = asyncio.current_task()
+            assert task is not None
+            assert task.cancelling() == 0
+            assert not scope.expired()
+            assert repr(scope) == "<millrace.Timeout closed>"
+
+    run(main())
+
+
+def test_a_closed_wheel_is_no_expired_timeout() -> None:
+    # Belief: expired() tells a block whose time was up from one whose wheel was closed.
+    async def main() -> None:
+        wheel = TimeoutWheel()
+        here().call_later(1.0, wheel.close)
+        with pytest.raises(ClosedError):
+            async with wheel.timeout(60.0) as scope:
+                await asyncio.sleep(600.0)
+        assert not scope.expired()
+
+    run(main())
+
+
+def test_the_deadline_is_told_as_it_was_given() -> None:
+    # Belief: when() is the very float that reschedule was given, also where the wheel counts in
+    # whole nanoseconds, and at infinity.
+    async def main() -> None:
+        async with TimeoutWheel().timeout(5.0) as scope:
+            for when in (here().time() + 12.3456789012345678, math.inf, 7200.1):
+                scope.reschedule(when)
+                assert scope.when() == when
+            scope.reschedule(None)
+            assert scope.when() is None
 
     run(main())
 

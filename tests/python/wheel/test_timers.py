@@ -358,6 +358,34 @@ def test_a_large_batch_lets_others_in() -> None:
     run(main())
 
 
+def test_a_slow_batch_lets_others_in() -> None:
+    # Belief: timers that take long are handed out for a millisecond of the loop's time at once,
+    # at least one of them; then it is the others' turn.
+    async def main() -> None:
+        wheel, loop = TimeoutWheel(), here()
+        order: list[str] = []
+
+        def take(seconds: float) -> None:
+            order.append("timer")
+            loop.jumping.now += seconds
+
+        def other() -> None:
+            order.append("other")
+            if order.count("timer") < 14:
+                loop.call_soon(other)
+
+        wheel.call_later(1.0, loop.call_soon, other)
+        for _ in range(4):
+            wheel.call_later(1.0, take, 0.005)
+        for _ in range(10):
+            wheel.call_later(1.0, take, 0.0003)
+        await asyncio.sleep(2.0)
+        batches = "".join("t" if one == "timer" else " " for one in order).split()
+        assert batches == ["t"] * 4 + ["tttt", "tttt", "tt"]
+
+    run(main())
+
+
 def test_a_sleep_of_nothing_lets_others_in() -> None:
     # Belief: as asyncio.sleep(0): one turn for the others, no timer.
     async def main() -> None:

@@ -192,7 +192,8 @@ impl TimeoutWheel {
     /// `TimeoutError` in place of that cancellation. `None` sets no limit; `reschedule` can.
     ///
     /// Raises:
-    ///     ClosedError: If the wheel is closed; also inside of the block, when it is closed there.
+    ///     ClosedError: If the wheel is closed; also inside of the block, at its next wait, when
+    ///         it is closed there.
     #[pyo3(signature = (delay_s))]
     fn timeout(slf: &Bound<'_, Self>, delay_s: Option<&Bound<'_, PyAny>>) -> PyResult<Timeout> {
         let py = slf.py();
@@ -245,7 +246,10 @@ impl TimeoutWheel {
         lock(&self.core.state).is_closed
     }
 
-    /// The time of the loop at which something is due next; `None` if nothing waits.
+    /// The time of the loop at which the wheel looks next; `None` if nothing waits.
+    ///
+    /// Nothing is due before. It may be too early once the timer that was to be first has been
+    /// cancelled.
     #[getter]
     fn next_deadline(&self) -> Option<f64> {
         let next = lock(&self.core.state).wheel.next_deadline();
@@ -327,18 +331,15 @@ impl Core {
     fn home(&self, py: Python<'_>) -> PyResult<Arc<Home>> {
         self.here(py)?;
         let state = lock(&self.state);
-        let is_closed = state.is_closed;
-        let home = state.home.as_ref().filter(|home| home.is_running(py));
+        let (is_closed, home) = (state.is_closed, state.home.clone());
+        // Not locked while asyncio is asked.
+        drop(state);
+        if is_closed {
+            return Err(error::raise(py, &closed()));
+        }
         match home {
-            Some(home) if !is_closed => Ok(Arc::clone(home)),
-            _ if is_closed => {
-                drop(state);
-                Err(error::raise(py, &closed()))
-            }
-            _ => {
-                drop(state);
-                home::settle(py, self)
-            }
+            Some(home) if home.is_running(py)? => Ok(home),
+            _ => home::settle(py, self),
         }
     }
 

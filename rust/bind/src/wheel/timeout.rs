@@ -120,7 +120,7 @@ impl Timeout {
         }
         inner.stage = stage;
         inner.key = None;
-        Self::cancel_task(py, inner)
+        stop_task(py, inner)
     }
 
     /// What was asked of the loop has come: the time is up, or the wheel closed.
@@ -131,19 +131,7 @@ impl Timeout {
             Stage::Closing => {}
             _ => return Ok(()),
         }
-        Self::cancel_task(py, inner)
-    }
-
-    fn cancel_task(py: Python<'_>, mut inner: MutexGuard<'_, Inner>) -> PyResult<()> {
-        let soon = inner.soon.take();
-        inner.has_cancelled = true;
-        let task = inner.task.as_ref().map(|task| task.clone_ref(py));
-        drop(inner);
-        drop(soon);
-        if let Some(task) = task {
-            task.call_method0(py, intern!(py, "cancel"))?;
-        }
-        Ok(())
+        stop_task(py, inner)
     }
 
     fn call_soon(&self, slf: &Bound<'_, Self>, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -209,6 +197,19 @@ impl Timeout {
         }
         replace_cause(py, stage, thrown)
     }
+}
+
+/// Asks the task under a timeout to end.
+fn stop_task(py: Python<'_>, mut inner: MutexGuard<'_, Inner>) -> PyResult<()> {
+    let soon = inner.soon.take();
+    inner.has_cancelled = true;
+    let task = inner.task.as_ref().map(|task| task.clone_ref(py));
+    drop(inner);
+    drop(soon);
+    if let Some(task) = task {
+        task.call_method0(py, intern!(py, "cancel"))?;
+    }
+    Ok(())
 }
 
 #[pymethods]

@@ -153,6 +153,11 @@ impl IoLoop {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn lanes_kept(&self) -> usize {
+        self.lanes.len()
+    }
+
     pub(super) fn now(&self) -> Mono {
         self.clock.now()
     }

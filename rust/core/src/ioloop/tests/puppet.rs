@@ -17,7 +17,11 @@ use crate::{
         Answer, Backend, Buffer, Cancelled, File, Finished, Leftovers, Op, Request, Token, Wait,
         Wake, program::cancelled,
     },
-    ioloop::{Ask, Handle, Id, IoLoop, Reply, Settings, SlowOperation, Turned},
+    ioloop::{
+        Ask, Handle, Id, IoLoop, Reply, Settings, SlowOperation, Turned,
+        handle::Message,
+        table::{Row, Waiter},
+    },
     sync::lock,
 };
 
@@ -248,6 +252,40 @@ impl Stage {
     fn stop(&mut self, at: usize, done: usize) {
         self.answer(at, Err(cancelled(done)));
     }
+}
+
+#[test]
+fn what_waits_for_admission_holds_its_own_row_and_no_memory() {
+    // The queue has no bound, so what waits in it must be small: of ten thousand reads, those in
+    // flight have memory and no other, and each of the others is a message or a row. When their
+    // callers lose interest, nothing of them is left.
+    const EACH: usize = size_of::<Row>() + size_of::<Waiter>() + size_of::<Message>();
+    const _: () = assert!(EACH <= 512);
+    let mut stage = stage(8);
+    let large = || Ask::Read {
+        file: file(),
+        offset: 0,
+        length: 1 << 16,
+        partial: false,
+    };
+    let ids: Vec<_> = (0..10_000).map(|_| stage.ask(large(), None)).collect();
+    stage.turn();
+    let held: u64 = {
+        let strings = lock(&stage.puppet.0);
+        strings.taken.iter().map(|one| one.op.buffer_bytes()).sum()
+    };
+    let in_flight = stage.in_flight() as u64;
+    assert_eq!((in_flight, held), (7, 7 << 16), "one place is kept");
+    assert_eq!(stage.handle().statistics().pending, 10_000);
+    for id in &ids[7..] {
+        stage.handle().forget(*id);
+    }
+    stage.turn();
+    assert_eq!(stage.handle().statistics().pending, 7);
+    assert!(
+        stage.engine.lanes_kept() <= 7 + 64,
+        "tokens of rows that left"
+    );
 }
 
 #[test]
