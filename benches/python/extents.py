@@ -1,8 +1,8 @@
 """
 What a segment should be made of, and the memory it is written from: the device alone, no log.
 
-Decision 0014 has what it printed. Large writes are compared by bandwidth, over five files of
-64 MiB, and small ones beside a zero-fill by how long each takes.
+Large writes are compared by bandwidth, over five files of 64 MiB, and small ones beside a
+zero-fill by how long each takes.
 
     python benches/python/extents.py            nine rounds, about two minutes
     python benches/python/extents.py --quick    three rounds
