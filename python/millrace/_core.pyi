@@ -674,14 +674,14 @@ class IoEngine:
 
         Receives on one socket are served in the order of the calls, sends likewise.
 
-        Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
-        deadline passes. What is on its way when any receive is cancelled is lost too: to bound one,
-        use *timeout_s*, not `asyncio.timeout`.
+        Cancelling gives the receive up. What had come to it, or is on its way, is not lost: the
+        next receive on *sock* begins with it. So it is when the deadline passes.
 
         Raises:
             EndOfStream: If the peer ended the stream first.
 
-            IoTimeout: If the deadline passed; `done` says how many bytes had come.
+            IoTimeout: If the deadline passed; `done` says how many bytes had come, which the next
+                receive begins with.
         """
 
     def fallocate(

@@ -11,7 +11,7 @@ use std::{
 use super::{
     Settings,
     handle::{Handle, Message, Shared, Submission},
-    request::{Id, Lane, Reply, reply},
+    request::{Ask, Id, Lane, Reply, reply},
     sink::Answered,
     table::{Expiry, Forgotten, Lanes, Row, Table, Waiter},
 };
@@ -257,6 +257,7 @@ impl IoLoop {
             }
             Forgotten::Cancel => {
                 self.shared.metrics.orphaned.up();
+                self.disown(key);
                 self.cancel(key);
             }
             Forgotten::GoesOn => self.shared.metrics.orphaned.up(),
@@ -331,7 +332,15 @@ impl IoLoop {
             if planted!("ioloop_frees_at_the_timeout") {
                 self.table.finish(key);
             }
+            self.disown(key);
             self.answer(id, waiter, Err(timeout(changes)));
+        }
+    }
+
+    /// Nobody waits for it any more, and it goes on.
+    fn disown(&mut self, key: Token) {
+        if let Some(backend) = self.backend.as_mut() {
+            backend.disown(key);
         }
     }
 
@@ -402,6 +411,11 @@ impl IoLoop {
         let Some(ask) = self.table.admit(key, now) else {
             return true;
         };
+        if let (Ask::Recv { socket, .. }, Some(row)) = (&ask, self.table.get(key))
+            && let Some(stash) = socket.stash()
+        {
+            stash.begin(row.id.0);
+        }
         self.bulk_in_flight += usize::from(lane == Lane::Bulk);
         self.last_lane = lane;
         self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
