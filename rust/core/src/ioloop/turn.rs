@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     Settings,
+    end::abandoned,
     handle::{Handle, Message, Shared, Submission},
     request::{Ask, Id, Lane, Reply, reply},
     sink::Answered,
@@ -529,6 +530,11 @@ impl IoLoop {
             Err(error) if stopped && row.timed_out() => {
                 let done = error.number("done").unwrap_or(0);
                 Err(timeout(row.traits.changes).with("done", done))
+            }
+            Err(error) if self.is_cut_short(&error) => {
+                let done = error.number("done").unwrap_or(0);
+                let told = abandoned("the engine was shut down", row.traits.changes);
+                Err(told.with("done", done))
             }
             Err(error) => {
                 metrics.failed.up();
