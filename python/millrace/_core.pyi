@@ -45,6 +45,7 @@ __all__ = [
     "end_bridge",
     "open_log",
     "repair_log",
+    "shut_gate",
     "verify_log",
 ]
 
@@ -917,6 +918,9 @@ def close_engines(timeout_s: float) -> None:
     Waits for them and for those that were dropped: *timeout_s* for all together, and a little for
     what is cancelled then.
     """
+
+def shut_gate() -> None:
+    """Let nobody but this thread into the interpreter from here any more; wait for those who are in."""
 
 def end_bridge(timeout_s: float) -> None:
     """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""
