@@ -11,26 +11,22 @@ callgrind, where valgrind is installed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from millrace.cli.machine import facts
+from page import ROOT, Page, options, spawn
 from table import Spread, Table, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).resolve().parents[2]
 BENCH = ("--locked", "--package", "millrace-benches", "--bench", "epoch")
 CELLS = {
     "storm": ("inline", "millrace"),
@@ -64,19 +60,11 @@ def measure(program: Path, rounds: int) -> list[dict[str, Any]]:
             turns = list(contenders)
             random.Random(number).shuffle(turns)
             for contender in turns:
-                row = {**spawn([str(program), cell, contender]), "tasks": 0, "round": number}
+                found = spawn([str(program), cell, contender], CELL_TIMEOUT_S)
+                row = {**found, "tasks": 0, "round": number}
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr)
     return rows
-
-
-def spawn(argv: list[str]) -> dict[str, Any]:
-    """Run a cell in a fresh process."""
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=CELL_TIMEOUT_S, check=False)
-    if done.returncode:
-        raise SystemExit(f"a cell failed: {done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 def instructions(program: Path) -> dict[str, float]:
@@ -201,22 +189,10 @@ def percent(value: float) -> str:
     return f"{value:.1%}"
 
 
-def write(rounds: int, rows: list[dict[str, Any]], counted: dict[str, float], out: Path) -> Path:
-    """Write the page and its raw figures."""
-    with tempfile.TemporaryDirectory() as name:
-        machine = facts(Path(name))
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+def text(page: Page, rounds: int, rows: list[dict[str, Any]], counted: dict[str, float]) -> str:
+    """Return the page."""
     table = Table(rows)
-    text = f"""# Deferred cleanup
-
-Written by `python benches/python/epoch.py {" ".join(sys.argv[1:])}` at commit {commit} on {day}.
-{rounds} rounds, contenders interleaved, every cell in a fresh process. Medians over the rounds
-with the range in brackets.
-
-- Machine: {machine["processors"]} x {machine["processor"]}, kernel {machine["kernel"]}
-
+    return f"""{page.head(rounds)}
 {grid(("case", "inline, or without", "millrace", "aim"), aims(table, counted))}
 
 A storm cancels 100 000 operations; each gives back a reservation, a timer, a pooled buffer of
@@ -234,13 +210,6 @@ A peer's work is a closure, or a pointer with a function; ours is a value with a
 against two limits, timed, and isolated from panics. What `millrace` does not hold under a stalled
 reader it gave back to its caller: the limit is 10 000 pieces, and nothing is dropped.
 """
-    out.mkdir(parents=True, exist_ok=True)
-    document = {"rounds": rounds, "machine": machine, "commit": commit}
-    document |= {"instructions": counted, "cells": rows}
-    (out / "epoch.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    page = out / "epoch.md"
-    page.write_text(text, encoding="utf-8")
-    return page
 
 
 def total(table: Table) -> str:
@@ -257,17 +226,16 @@ def grid(head: Line, lines: Iterator[Line]) -> str:
 
 def main() -> None:
     """Build, measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--quick", action="store_true", help="three rounds")
-    parser.add_argument("--rounds", type=int, help="at least three for a report to be believed")
-    parser.add_argument("--out", type=Path, default=ROOT / "benches" / "report")
+    parser = options(__doc__, "three rounds")
     parser.add_argument("--program", type=Path, help="the benchmark, if it is built already")
-    options = parser.parse_args()
-    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    program = options.program or build()
+    given = parser.parse_args()
+    rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
+    page = Page("Deferred cleanup", __file__)
+    program = given.program or build()
     rows = measure(program, rounds)
-    page = write(rounds, rows, instructions(program), options.out)
-    print(page.read_text(encoding="utf-8"))
+    counted = instructions(program)
+    raw = {"rounds": rounds, "instructions": counted, "cells": rows}
+    page.publish(given.out, "epoch", text(page, rounds, rows, counted), raw)
 
 
 if __name__ == "__main__":

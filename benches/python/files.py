@@ -11,27 +11,24 @@ cannot do what is asked here, is a missing row.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
-import time
+from argparse import SUPPRESS
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from files_cells import fill, run_cell
-from millrace.cli.machine import facts
+from page import ROOT, Page, micro, milli, options, spawn, times
 from table import Spread, Table, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parents[2]
 CELL_TIMEOUT_S = 120
 
 Job = dict[str, Any]
@@ -80,7 +77,8 @@ def measure(plan: Plan, work: Path) -> list[dict[str, Any]]:
         for group in cells(plan, work):
             random.Random(number).shuffle(group)
             for job in group:
-                result = spawn(job)
+                argv = [sys.executable, __file__, "--cell", json.dumps(job)]
+                result = spawn(argv, CELL_TIMEOUT_S)
                 if "missing" in result and number:
                     continue
                 rows.append({**job, **result, "round": number})
@@ -90,34 +88,9 @@ def measure(plan: Plan, work: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def spawn(job: Job) -> dict[str, Any]:
-    """Run a cell in a fresh process."""
-    argv = [sys.executable, __file__, "--cell", json.dumps(job)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=CELL_TIMEOUT_S, check=False)
-    if done.returncode:
-        raise SystemExit(f"a cell failed: {job}\n{done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
 def count(value: float) -> str:
     """Show a rate."""
     return f"{value:,.0f}"
-
-
-def micro(value: float) -> str:
-    """Show a short time."""
-    return f"{value * 1e6:.2f} us"
-
-
-def milli(value: float) -> str:
-    """Show a longer time."""
-    return f"{value * 1e3:.2f} ms"
-
-
-def times(value: float) -> str:
-    """Show a ratio."""
-    return f"{value:.2f} x"
 
 
 Figure = tuple[str, Spread | None, Callable[[float], str], str, bool]
@@ -234,26 +207,11 @@ def absent(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"- {who} ({workload}): {why}"
 
 
-def write(
-    plan: Plan, rows: list[dict[str, Any]], machine: dict[str, Any], load: float, out: Path
-) -> Path:
-    """Write the page and its raw figures."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+def text(page: Page, plan: Plan, rows: list[dict[str, Any]]) -> str:
+    """Return the page."""
     table = Table(row for row in rows if "missing" not in row)
     missing = list(absent(rows)) or ["- nobody"]
-    text = f"""# Files and sockets
-
-Written by `python benches/python/files.py {" ".join(sys.argv[1:])}` at commit {commit} on {day}.
-{plan.rounds} rounds, contenders interleaved, every cell in a fresh process, what was read is
-compared. Medians over the rounds with the range in brackets; ratios are taken within a round.
-
-- Machine: {machine["processors"]} x {machine["processor"]}, kernel {machine["kernel"]}, Python
-  {machine["python"]}
-- Load when it began: {load:.2f}; much above 0.5, others were busy here, and only ratios say
-  something
-
+    return f"""{page.head(plan.rounds, "What was read is compared.")}
 ## Aims
 
 {chr(10).join(aims(table))}
@@ -275,40 +233,30 @@ emptied of the file before, and so find some blocks there that they have read al
 
 {chr(10).join(missing)}
 """
-    out.mkdir(parents=True, exist_ok=True)
-    document = {"plan": asdict(plan), "machine": machine, "commit": commit, "cells": rows}
-    (out / "files.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    page = out / "files.md"
-    page.write_text(text, encoding="utf-8")
-    return page
 
 
 def main() -> None:
     """Measure and report, or run a single cell."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--quick", action="store_true", help="shorter cells, about two minutes")
-    parser.add_argument("--rounds", type=int, help="at least three for a report to be believed")
-    parser.add_argument("--out", type=Path, default=ROOT / "benches" / "report")
+    parser = options(__doc__, "shorter cells, about two minutes")
     parser.add_argument("--work", type=Path, help="where the files lie; a disk, not a tmpfs")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.cell:
-        print(json.dumps(run_cell(json.loads(options.cell))))
+    parser.add_argument("--cell", help=SUPPRESS)
+    given = parser.parse_args()
+    if given.cell:
+        print(json.dumps(run_cell(json.loads(given.cell))))
         return
-    plan = QUICK if options.quick else FULL
-    if options.rounds:
-        plan = Plan(**{**asdict(plan), "rounds": options.rounds})
+    plan = QUICK if given.quick else FULL
+    plan = replace(plan, rounds=given.rounds or plan.rounds)
+    page = Page("Files and sockets", __file__)
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(dir=options.work or build) as name:
+    with tempfile.TemporaryDirectory(dir=given.work or build) as name:
         work = Path(name)
         fill(work / "cold", plan.cold_bytes)
         fill(work / "cached", CACHED_BYTES)
         os.sync()
-        machine = facts(work)
         rows = measure(plan, work)
-    print(write(plan, rows, machine, load, options.out).read_text(encoding="utf-8"))
+    raw = {"plan": asdict(plan), "cells": rows}
+    page.publish(given.out, "files", text(page, plan, rows), raw)
 
 
 if __name__ == "__main__":

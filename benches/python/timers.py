@@ -10,29 +10,26 @@ from round to round. Every cell checks that what should run ran, and that nothin
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import json
 import os
 import random
-import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import asdict, dataclass
+from argparse import SUPPRESS
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import millrace
-from millrace.cli.machine import facts
 from millrace.testing import Heartbeat
+from page import Page, micro, milli, options, spawn, times
 from table import Spread, Table, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).resolve().parents[2]
 OURS, THEIRS = "wheel", "loop"
 LOOPS = ("asyncio", "uvloop")
 DELAY_S = 30.0
@@ -212,7 +209,10 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
         for group in cells(plan):
             random.Random(number).shuffle(group)
             for job in group:
-                result = spawn(job)
+                argv = [sys.executable, __file__, "--cell", json.dumps(job)]
+                result = spawn(argv, CELL_TIMEOUT_S)
+                if "wrong" in result:
+                    raise SystemExit(f"a cell was wrong: {result['wrong']}")
                 name = f"{job['workload']} on {job['loop']}"
                 # The table looks cells up by workload: the loop is a part of its name there.
                 rows.append({**job, **result, "workload": name, "round": number})
@@ -221,22 +221,8 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def spawn(job: Job) -> dict[str, Any]:
-    """Run a cell in a fresh process."""
-    argv = [sys.executable, __file__, "--cell", json.dumps(job)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=CELL_TIMEOUT_S, check=False)
-    if done.returncode:
-        raise SystemExit(f"a cell failed: {done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    if "wrong" in answer:
-        raise SystemExit(f"a cell was wrong: {answer['wrong']}")
-    return answer
-
-
 def lines(table: Table, plan: Plan) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield the rows of the report."""
-    micro = lambda value: f"{value * 1e6:.2f} us"  # noqa: E731
-    milli = lambda value: f"{value * 1e3:.2f} ms"  # noqa: E731
     whole = lambda value: f"{value:.0f}"  # noqa: E731
 
     def row(
@@ -250,7 +236,7 @@ def lines(table: Table, plan: Plan) -> Iterator[tuple[str, str, str, str, str]]:
             is_met, verdict = both[0].median <= limit, show(both[0].median)
         else:
             found = ratio(theirs, ours) or Spread(0, 0, 0)
-            is_met, verdict = found.median >= limit, found.show(lambda value: f"{value:.2f}") + " x"
+            is_met, verdict = found.median >= limit, found.show(times)
         word = "met" if is_met else "**missed**"
         return case, both[0].show(show), both[1].show(show), aim, f"{verdict}, {word}"
 
@@ -284,56 +270,28 @@ def lines(table: Table, plan: Plan) -> Iterator[tuple[str, str, str, str, str]]:
         )
 
 
-def write(plan: Plan, rows: list[dict[str, Any]], out: Path) -> Path:
-    """Write the page and its raw figures."""
-    with tempfile.TemporaryDirectory() as name:
-        machine = facts(Path(name))
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    table = [
-        f"| {' | '.join(line)} |"
-        for line in (
-            ("case", "wheel", "the loop's own", "aim", ""),
-            ("---",) * 5,
-            *lines(Table(rows), plan),
-        )
-    ]
-    text = f"""# Timers
-
-Written by `python benches/python/timers.py {" ".join(sys.argv[1:])}` at commit {commit} on {day}.
-{plan.rounds} rounds, contenders interleaved, every cell in a fresh process. Medians over the
-rounds with the range in brackets; the last column is the ratio within a round. The loop's own are
-`loop.call_later` and `asyncio.timeout`.
-
-- Machine: {machine["processors"]} x {machine["processor"]}, kernel {machine["kernel"]}, Python
-  {machine["python"]}
-
-{chr(10).join(table)}
-"""
-    out.mkdir(parents=True, exist_ok=True)
-    document = {"plan": asdict(plan), "machine": machine, "commit": commit, "cells": rows}
-    (out / "timers.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    page = out / "timers.md"
-    page.write_text(text, encoding="utf-8")
-    return page
+def text(page: Page, plan: Plan, rows: list[dict[str, Any]]) -> str:
+    """Return the page."""
+    head = ("case", "wheel", "the loop's own", "aim", "")
+    table = (f"| {' | '.join(line)} |" for line in (head, ("---",) * 5, *lines(Table(rows), plan)))
+    note = "The loop's own are `loop.call_later` and `asyncio.timeout`."
+    return f"{page.head(plan.rounds, note)}\n{chr(10).join(table)}\n"
 
 
 def main() -> None:
     """Measure and report, or run a single cell."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--quick", action="store_true", help="fewer timers, about a minute")
-    parser.add_argument("--rounds", type=int, help="at least three for a report to be believed")
-    parser.add_argument("--out", type=Path, default=ROOT / "benches" / "report")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.cell:
-        print(json.dumps(run_cell(json.loads(options.cell))))
+    parser = options(__doc__, "fewer timers, about a minute")
+    parser.add_argument("--cell", help=SUPPRESS)
+    given = parser.parse_args()
+    if given.cell:
+        print(json.dumps(run_cell(json.loads(given.cell))))
         return
-    plan = QUICK if options.quick else FULL
-    if options.rounds:
-        plan = Plan(**{**asdict(plan), "rounds": options.rounds})
-    print(write(plan, measure(plan), options.out).read_text(encoding="utf-8"))
+    plan = QUICK if given.quick else FULL
+    plan = replace(plan, rounds=given.rounds or plan.rounds)
+    page = Page("Timers", __file__)
+    rows = measure(plan)
+    raw = {"plan": asdict(plan), "cells": rows}
+    page.publish(given.out, "timers", text(page, plan, rows), raw)
 
 
 if __name__ == "__main__":

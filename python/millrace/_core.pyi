@@ -432,18 +432,31 @@ class EpochGC:
         Call `fn(*args)` once nobody is pinned who was pinned when this was called.
 
         It runs in the context of this call: in the event loop that runs now, or, if none does,
-        at the next `collect`, `quiesce` or `close`. What it raises is logged and counted.
+        at the next `collect` or `close`, or in a loop that uses this collector. What it raises is
+        logged and counted; `KeyboardInterrupt` and `SystemExit` go on to whoever ran it.
         *cost_bytes* is what it holds until then; it counts towards `max_bytes`.
+
+        When there is no room it runs one batch of what is safe, then does what the overflow
+        policy says. It never waits for itself: inside a call of this collector, and on a thread
+        that has entered one of its pins, it raises instead of waiting.
 
         Raises:
             OverloadedError: If there is no room and the overflow policy found no way. Nothing
                 was deferred; `defer_async` waits instead.
 
-            TooLargeError: If *cost_bytes* alone is more than `max_bytes`, and it is not safe
-                now.
+            TooLargeError: If *cost_bytes* alone is more than `max_bytes`, and it cannot run now:
+                somebody is pinned, or the overflow policy is not `inline`.
 
             ClosedError: If the collector is closed.
         """
+
+    def _try_defer(
+        self,
+        fn_: Callable[[*_Ts], object],
+        args: tuple[*_Ts],
+        cost_bytes: int,
+    ) -> bool:
+        """Do what `defer` does; false, and nothing is counted, if room may come."""
 
     def quiesce(self) -> Operation[None]:
         """
@@ -463,7 +476,8 @@ class EpochGC:
 
         At most *max_items* calls and *max_micros* microseconds. Runs calls that belong to no
         loop, or to the loop of this thread. Those of other loops are handed to them. The call
-        that runs when the time is up is finished.
+        that runs when the time is up is finished. Inside a call nothing runs: the run under way
+        goes on when that has ended.
         """
 
     def disable(self) -> int:
@@ -471,7 +485,7 @@ class EpochGC:
         Take no more calls; run what is safe. From then on `defer` runs what is safe at once.
 
         Returns how many calls are left: held back by a pin, or handed to another loop. They run
-        when they can.
+        there, or when the last pin is left.
         """
 
     def enable(self) -> None:
@@ -482,16 +496,12 @@ class EpochGC:
         Take no more calls, for good; run what is safe.
 
         Returns how many calls are left: held back by a pin, or handed to another loop. They run
-        when they can.
+        there, or when the last pin is left.
         """
 
     @property
     def is_closed(self) -> bool:
         """Whether calls are refused for good."""
-
-    @property
-    def _can_wait(self) -> bool:
-        """Whether there may be room later: the policy says wait, and it is open."""
 
     @property
     def _is_orphaned(self) -> bool:

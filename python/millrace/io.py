@@ -7,18 +7,17 @@ import contextlib
 import os
 import warnings
 import weakref
-from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Self
 
 from . import _core
+from .opening import Opening
 from .settings import IoSettings
 from .types import BackendInfo, Histogram, IoStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
     from types import TracebackType
 
-    from ._core import File, Operation
+    from ._core import File
 
 Location = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -143,70 +142,16 @@ class IoEngine(_core.IoEngine):
             _warn_unclosed(self)
 
 
-class OpeningFile(Coroutine[Any, Any, "File"]):
-    """
-    A file being opened: await it, or use it with `async with`.
+class OpeningFile(Opening["File"]):
+    """A file being opened."""
 
-    It is a coroutine as far as asyncio is concerned, so `create_task` and `TaskGroup` take it.
-    """
-
-    __slots__ = ("_file", "_finishing", "_started")
-
-    def __init__(self, started: Operation[File]) -> None:
-        self._started = started
-        self._file: File | None = None
-        self._finishing: Coroutine[Any, Any, File] | None = None
-
-    def __await__(self) -> Generator[Any, Any, File]:
-        return self._finish().__await__()
-
-    def send(self, value: object, /) -> object:
-        """Advance one step, as a task does; the result is what to wait for."""
-        if self._finishing is None:
-            self._finishing = self._finish()
-        return self._finishing.send(value)
-
-    def throw(
-        self,
-        kind: type[BaseException] | BaseException,
-        value: object = None,
-        traceback: TracebackType | None = None,
-        /,
-    ) -> object:
-        """Stop waiting with an exception, as a cancelled task does."""
-        if self._finishing is None:
-            self._started.close()
-            self._finishing = self._finish()
-        error = value if isinstance(value, BaseException) else kind
-        if isinstance(error, BaseException) and traceback is not None:
-            error = error.with_traceback(traceback)
-        return self._finishing.throw(error)
-
-    def close(self) -> None:
-        """Stop waiting; a file that opens all the same is closed again."""
-        if self._finishing is None:
-            self._started.close()
-        else:
-            self._finishing.close()
+    __slots__ = ()
 
     async def _finish(self) -> File:
-        file = await self._started
+        file: File = await self._started
         # From here on somebody has it, and has to close it.
         file._hand_over()  # noqa: SLF001
         return file
-
-    async def __aenter__(self) -> File:
-        self._file = await self._finish()
-        return self._file
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._file is not None:
-            await self._file.close()
 
 
 _open: weakref.WeakSet[IoEngine] = weakref.WeakSet()

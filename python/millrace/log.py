@@ -9,12 +9,12 @@ import errno
 import os
 import warnings
 import weakref
-from collections.abc import Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from . import _core
 from .errors import Error, IoError, IoTimeout
+from .opening import Opening
 from .settings import LogSettings
 from .types import (
     Damage,
@@ -26,7 +26,7 @@ from .types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import AsyncGenerator
     from types import TracebackType
 
     from ._core import Operation, Record
@@ -76,7 +76,7 @@ class Log(_core.Log):
         settings: LogSettings | None = None,
         io: _core.IoEngine | None = None,
         read_only: bool = False,
-    ) -> Opening:
+    ) -> OpeningLog:
         """
         Open the log in the directory *path*, creating it if needed.
 
@@ -116,7 +116,7 @@ class Log(_core.Log):
         if io is not None:
             settings = _beside(io, settings)
         started = _core.open_log(directory, settings, bool(read_only))
-        return Opening(cls, started, settings)
+        return OpeningLog(cls, started, settings)
 
     def read(self, start: int = 1, stop: int | None = None) -> AsyncGenerator[Record]:
         """
@@ -226,15 +226,10 @@ class Log(_core.Log):
             _warn_unclosed(self)
 
 
-class Opening(Coroutine[Any, Any, Log]):
-    """
-    A log being opened: await it, or use it with `async with`.
+class OpeningLog(Opening[Log]):
+    """A log being opened."""
 
-    It is a coroutine as far as asyncio is concerned. So a task made of it that is cancelled before
-    its first step tells it so, and the open ends.
-    """
-
-    __slots__ = ("_finishing", "_kind", "_log", "_settings", "_started")
+    __slots__ = ("_kind", "_settings")
 
     def __init__(
         self,
@@ -242,61 +237,14 @@ class Opening(Coroutine[Any, Any, Log]):
         started: Operation[_core.Log],
         settings: LogSettings,
     ) -> None:
+        super().__init__(started)
         self._kind = kind
-        self._started = started
         self._settings = settings
-        self._log: Log | None = None
-        self._finishing: Coroutine[Any, Any, Log] | None = None
-
-    def __await__(self) -> Generator[Any, Any, Log]:
-        return self._finish().__await__()
-
-    def send(self, value: object, /) -> object:
-        """Advance one step, as a task does; the result is what to wait for."""
-        if self._finishing is None:
-            self._finishing = self._finish()
-        return self._finishing.send(value)
-
-    def throw(
-        self,
-        kind: type[BaseException] | BaseException,
-        value: object = None,
-        traceback: TracebackType | None = None,
-        /,
-    ) -> object:
-        """Stop waiting with an exception, as a cancelled task does."""
-        if self._finishing is None:
-            self._started.close()
-            self._finishing = self._finish()
-        error = value if isinstance(value, BaseException) else kind
-        if isinstance(error, BaseException) and traceback is not None:
-            error = error.with_traceback(traceback)
-        return self._finishing.throw(error)
-
-    def close(self) -> None:
-        """Stop waiting; a log that opens all the same is closed again."""
-        if self._finishing is None:
-            self._started.close()
-        else:
-            self._finishing.close()
 
     async def _finish(self) -> Log:
         log = self._kind(await self._started)
         log._settings = self._settings
         return log
-
-    async def __aenter__(self) -> Log:
-        self._log = await self._finish()
-        return self._log
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._log is not None:
-            await self._log.close()
 
 
 class Cursor:

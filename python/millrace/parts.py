@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVarTuple
 
 from . import _core
-from .errors import OverloadedError
 from .settings import GcSettings
 from .types import GcStatistics, RingStatistics, WheelStatistics
 
@@ -220,6 +219,8 @@ class EpochGC(_core.EpochGC):
     a buffer back to its pool. That runs once every pin has gone that was held when `defer` was
     called, in batches, in the event loop that deferred it.
 
+    Closed while somebody is pinned, it runs what is left when the last pin goes.
+
     Use it as a context manager, sync or async, or call `close`.
 
     Args:
@@ -265,21 +266,19 @@ class EpochGC(_core.EpochGC):
 
         Returns when the call is deferred. With the overflow policy `refuse` it does not wait.
 
+        Do not await it inside a pin: if that pin holds back what fills the queue, it waits for
+        itself.
+
         Cancelling while it waits means that the call was not deferred.
 
         Raises:
             OverloadedError: If the policy is `refuse`, or the collector is disabled.
 
-            TooLargeError: If *cost_bytes* alone is more than `max_bytes`.
+            TooLargeError: If *cost_bytes* alone is more than `max_bytes`, and it cannot run now.
 
             ClosedError: If the collector is closed.
         """
-        while True:
-            try:
-                return self.defer(fn, *args, cost_bytes=cost_bytes)
-            except OverloadedError:
-                if not self._can_wait:
-                    raise
+        while not self._try_defer(fn, args, cost_bytes):
             await self.wait_room(cost_bytes)
 
     def statistics(self) -> GcStatistics:

@@ -178,7 +178,8 @@ class GcSettings:
         min_batch: Leaving a pin runs what it held back if at least so many calls wait; fewer
             are left to the tick.
 
-        max_batch: Most calls run in one go before the event loop gets its turn.
+        max_batch: Most calls run in one go before the event loop gets its turn. At most
+            2 097 151.
 
         max_batch_time_us: Longest such a go, in microseconds; the call that runs then is
             finished.
@@ -188,10 +189,11 @@ class GcSettings:
 
         overflow: What `defer` does when there is no room. `inline` runs the call at once if
             nobody is pinned, else it goes on like `wait`. `wait` waits for room on a plain
-            thread, and on an event loop, which must not wait, raises `OverloadedError`. `refuse`
-            raises at once.
+            thread, and raises `OverloadedError` on an event loop, which must not wait, and where
+            it would wait for itself. `refuse` raises at once.
 
-        stall_after_s: A pin held longer is logged as a warning, once.
+        stall_after_s: A pin held longer is logged as a warning, once, by the tick while something
+            is deferred, or by who collects, closes or waits for room.
 
     Raises:
         TypeError: If a value is of the wrong type; `True` is not a number here.
@@ -211,7 +213,12 @@ class GcSettings:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check(field.name, getattr(self, field.name))
-        for name, most in (("max_items", 2**21 - 1), ("max_bytes", 2**40 - 1)):
+        most_items = 2**21 - 1
+        for name, most in (
+            ("max_items", most_items),
+            ("max_batch", most_items),
+            ("max_bytes", 2**40 - 1),
+        ):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
         if self.min_batch > self.max_batch:

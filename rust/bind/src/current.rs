@@ -66,7 +66,7 @@ impl Running {
 
 /// Makes a future on the loop that is running in this thread.
 pub fn here(py: Python<'_>) -> PyResult<Here<'_>> {
-    let current = match cached(py) {
+    let current = match cached(py)? {
         Some(current) => current,
         None => look_up(py)?,
     };
@@ -81,12 +81,10 @@ pub fn port_here(py: Python<'_>) -> PyResult<Option<Arc<LoopPort>>> {
 
 /// The loop that is running in this thread, if one is.
 pub fn running_loop(py: Python<'_>) -> PyResult<Option<Running>> {
-    static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    if let Some(current) = cached(py) {
+    if let Some(current) = cached(py)? {
         return Ok(Some(Running(current)));
     }
-    let running = ASK.import(py, "asyncio", "_get_running_loop")?.call0()?;
-    if running.is_none() {
+    if ask(py)?.is_none() {
         return Ok(None);
     }
     Ok(Some(Running(look_up(py)?)))
@@ -94,21 +92,46 @@ pub fn running_loop(py: Python<'_>) -> PyResult<Option<Running>> {
 
 /// The cached loop, if it is certain that it is the one running now.
 #[inline]
-fn cached(py: Python<'_>) -> Option<Arc<Current>> {
-    CURRENT.with_borrow(|current| {
-        let current = current.as_ref()?;
-        let witness = current.witness.as_ref()?;
-        let is_running = std::ptr::eq(running(py), witness.as_ptr());
-        let is_open = current.port.is_open();
-        (is_running && is_open).then(|| Arc::clone(current))
-    })
+fn cached(py: Python<'_>) -> PyResult<Option<Arc<Current>>> {
+    // Not borrowed while asyncio is asked.
+    let Some(current) = CURRENT.with_borrow(Option::clone) else {
+        return Ok(None);
+    };
+    let is_here =
+        current.port.is_open() && runs(py, current.witness.as_ref(), &current.event_loop)?;
+    Ok(is_here.then_some(current))
+}
+
+/// Whether this loop is the one running in this thread, as far as its witness can tell: with a
+/// stale one, the answer is no.
+///
+/// # Errors
+///
+/// What asyncio raises.
+#[inline]
+pub fn runs(py: Python<'_>, witness: Option<&Py<PyAny>>, event_loop: &Py<PyAny>) -> PyResult<bool> {
+    match witness {
+        Some(witness) => Ok(std::ptr::eq(running(py), witness.as_ptr())),
+        None => Ok(ask(py)?.is_some_and(|running| running.is(event_loop))),
+    }
+}
+
+/// Asks asyncio which loop runs in this thread.
+///
+/// # Errors
+///
+/// What asyncio raises.
+pub fn ask(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let running = ASK.import(py, "asyncio", "_get_running_loop")?.call0()?;
+    Ok((!running.is_none()).then_some(running))
 }
 
 /// What the thread's dictionary says about the running loop; null if it says nothing.
 ///
-/// Up to 3.11 that is a holder made anew each time a loop starts to run, up to 3.13 the loop
-/// itself, later nothing. It is only compared by identity with what was there when `asyncio` was
-/// asked, and saves asking (a system call up to 3.11).
+/// Up to 3.11 that is a holder made anew each time a loop starts to run, in 3.12 the loop itself,
+/// later nothing. It is only compared by identity with what was there when `asyncio` was asked,
+/// and saves asking (a system call up to 3.11).
 #[inline]
 fn running(py: Python<'_>) -> *mut ffi::PyObject {
     static KEY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
@@ -138,12 +161,6 @@ pub fn witness(py: Python<'_>) -> Option<Py<PyAny>> {
     witness
         .filter(|witness| !witness.is_none())
         .map(Bound::unbind)
-}
-
-/// Whether the loop of a witness is the one running in this thread.
-#[inline]
-pub fn is_witness(py: Python<'_>, witness: &Py<PyAny>) -> bool {
-    std::ptr::eq(running(py), witness.as_ptr())
 }
 
 /// Asks asyncio which loop is running, and finds or makes its port.

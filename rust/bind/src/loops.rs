@@ -73,6 +73,9 @@ struct State {
 pub trait Chore: Send + Sync {
     /// Does it, on the loop's thread.
     fn run(&self, py: Python<'_>) -> PyResult<()>;
+
+    /// The loop has closed before it was done.
+    fn lost(&self) {}
 }
 
 /// Tells a port which of its jobs to look at.
@@ -368,7 +371,11 @@ impl LoopPort {
             visit.lose_timer();
         }
         let heralds = std::mem::take(&mut state.heralds);
+        let chores = std::mem::take(&mut state.chores);
         drop(state);
+        for chore in chores {
+            chore.lost();
+        }
         if !heralds.is_empty() {
             let port = Arc::clone(&self.port);
             cleanup::later(Kind::Waker, 0, move || {
@@ -409,7 +416,9 @@ impl Drain {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // The collector runs on a thread that may hold the state; then nothing is garbage yet.
+        // Locked only by attached threads that make no Python call meanwhile, and the cycle
+        // collector stops those elsewhere: so this never fails. It must not: who is shown in one
+        // pass and not in the next looks like garbage.
         let Ok(state) = self.0.state.try_lock() else {
             return Ok(());
         };

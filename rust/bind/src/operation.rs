@@ -475,7 +475,7 @@ impl Operation {
     /// A task that steps an operation is held by it, by way of the future: a cycle when the loop
     /// is gone.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // The collector runs on a thread that may hold the state; then nothing is garbage yet.
+        // Locked only by attached threads, and never across a Python call: this never fails.
         let Ok(state) = self.state.try_lock() else {
             return Ok(());
         };

@@ -30,6 +30,10 @@ impl Wake for Sleeper {
 }
 
 impl Sleeper {
+    pub fn is_awake(&self) -> bool {
+        *lock(&self.is_awake)
+    }
+
     pub fn sleep(&self, timeout: Duration) {
         let is_awake = lock(&self.is_awake);
         drop(

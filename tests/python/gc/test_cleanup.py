@@ -121,6 +121,11 @@ def test_who_holds_back_a_truncation_is_shown(tmp_path: Path, small: millrace.Lo
             held = seen.segments_held
             assert held > 0
             await reader.aclose()
+            del reader
+            async with asyncio.timeout(30):
+                # A worker may still be reading ahead for it.
+                while log.statistics().readers:
+                    await asyncio.sleep(0)
             await _core.cleanup_done()
             await log.truncate_before(300)
             seen = log.statistics()

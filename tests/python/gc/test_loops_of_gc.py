@@ -184,6 +184,7 @@ def test_a_thread_does_not_wait_for_itself(overflow: Any) -> None:
 
 @pytest.mark.parametrize("end", ["leave", "drop"])
 @pytest.mark.parametrize("on_a_loop", [False, True])
+@pytest.mark.filterwarnings("ignore:a pin was dropped:ResourceWarning")
 def test_what_a_close_left_runs_with_the_last_pin(end: str, *, on_a_loop: bool) -> None:
     # Belief: nobody needs to keep the collector or to come back to it.
     ran: list[int] = []

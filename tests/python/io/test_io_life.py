@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
+from forks import in_child
 from io_engines import WAYS, descriptors, full, leased, pair, until
 
 from millrace import (
@@ -415,22 +416,6 @@ def test_dropped_engines_hold_up_nobody(engines: Engines, tmp_path: Path) -> Non
     asyncio.run(main())
 
 
-def _in_child(child: Callable[[], None]) -> None:
-    with warnings.catch_warnings():
-        # From 3.12 on, Python warns of a fork in a process with threads. That is the point here.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            child()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-
-
 def test_a_forked_child_cannot_use_what_it_inherited(engines: Engines, tmp_path: Path) -> None:
     # Every call raises; the child makes its own engine; the parent's lives on, also when the child
     # drops its copy.
@@ -477,7 +462,7 @@ def test_a_forked_child_cannot_use_what_it_inherited(engines: Engines, tmp_path:
 
         assert asyncio.run(own()) == b"child"
 
-    _in_child(child)
+    in_child(child)
 
     async def after() -> None:
         assert [await one for one in inherited] == [b"sent", 4]

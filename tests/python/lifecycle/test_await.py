@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextlib
 import gc
 import inspect
 import time
@@ -11,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 import pytest
+from bystander import Bystander
 
 from millrace import ClosedError, Log, LogSettings, Operation
 
@@ -246,7 +248,8 @@ async def test_cancelling_a_close_does_not_stop_it(directory: Path) -> None:
     closing = asyncio.create_task(log.close())
     await asyncio.sleep(0)
     closing.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    # Where others keep this thread from running for long, the close is over before its await.
+    with contextlib.suppress(asyncio.CancelledError):
         await closing
     await log.close()
     assert await append == 1
@@ -294,44 +297,26 @@ async def test_a_warning_in_a_destructor_spares_the_exception(directory: Path) -
 
 async def test_awaits_without_waiting_are_fair(directory: Path) -> None:
     # A task whose awaits are all done at once still lets the others run.
-    async with Log.open(directory, settings=LogSettings(linger_s=3600.0)) as log:
-        turns = 0
-
-        async def other() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        task = asyncio.create_task(other())
+    settings = LogSettings(linger_s=3600.0)
+    async with Log.open(directory, settings=settings) as log, Bystander() as other:
         for _ in range(1280):
             await log.append(b"x", durability="appended")
-        assert 8 <= turns <= 12
+        assert 8 <= other.turns <= 12
         for _ in range(20):
             await asyncio.gather(*(log.append(b"x", durability="appended") for _ in range(64)))
-        task.cancel()
 
 
 async def test_slow_awaits_without_waiting_are_fair(directory: Path) -> None:
     # The same by time: who takes long between awaits that are all done at once yields well before
     # there were 128 of them.
-    async with Log.open(directory, settings=LogSettings(linger_s=3600.0)) as log:
-        turns = 0
-
-        async def other() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        task = asyncio.create_task(other())
+    settings = LogSettings(linger_s=3600.0)
+    async with Log.open(directory, settings=settings) as log, Bystander() as other:
         for _ in range(60):
             until = time.perf_counter() + 0.0005
             while time.perf_counter() < until:
                 pass
             await log.append(b"x", durability="appended")
-        assert 10 <= turns <= 40
-        task.cancel()
+        assert 10 <= other.turns <= 40
 
 
 async def test_nothing_is_kept(directory: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from forks import QUIET_FORK
 
 from millrace import Log, _core
 from millrace.log import repair, verify
@@ -54,7 +55,8 @@ _HEAD = """
 def _python(body: str, directory: Path) -> str:
     """Run a program in a fresh interpreter; return what it complained about."""
     script = textwrap.dedent(_HEAD) + textwrap.dedent(body)
-    command = [sys.executable, "-X", "faulthandler", "-c", script, os.fspath(directory)]
+    options = ["-X", "faulthandler", "-W", QUIET_FORK]
+    command = [sys.executable, *options, "-c", script, os.fspath(directory)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_END_S, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr

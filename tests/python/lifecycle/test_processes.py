@@ -11,10 +11,10 @@ import subprocess
 import sys
 import textwrap
 import time
-import warnings
 from typing import TYPE_CHECKING
 
 import pytest
+from forks import QUIET_FORK, in_child
 
 from millrace import ForkedError, Log, LogSettings
 
@@ -34,23 +34,6 @@ def _open(directory: Path, settings: LogSettings | None = None) -> Log:
     return asyncio.run(main())
 
 
-def _in_child(child: Callable[[], None]) -> None:
-    """Run `child` in a fork and require that it ends well."""
-    with warnings.catch_warnings():
-        # From 3.12 on, Python warns of a fork in a process with threads. That is the point here.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            child()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-
-
 def _python(script: str, *arguments: str, expect: int = 0) -> str:
     """Run a program in a fresh interpreter; return what it complained about."""
     done = subprocess.run(
@@ -58,6 +41,8 @@ def _python(script: str, *arguments: str, expect: int = 0) -> str:
             sys.executable,
             "-W",
             "always",
+            "-W",
+            QUIET_FORK,
             "-X",
             "faulthandler",
             "-c",
@@ -103,7 +88,7 @@ def test_a_child_cannot_use_what_it_inherited(directory: Path) -> None:
             with pytest.raises(ForkedError):
                 call()
 
-    _in_child(child)
+    in_child(child)
     assert ticket.wait(10) == 2
     assert log.append_sync(b"after") == 3
     assert log._close_within(10.0)
@@ -123,7 +108,7 @@ def test_a_child_opens_its_own(directory: Path, tmp_path: Path) -> None:
 
         assert asyncio.run(main()) == [1, 2]
 
-    _in_child(child)
+    in_child(child)
     assert log.append_sync(b"y") == 2
     assert log._close_within(10.0)
 

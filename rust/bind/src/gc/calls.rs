@@ -15,19 +15,15 @@
 //!    for exactly that. Its room is given back then, and not when it was routed.
 //! 2. No Python call is made, no object is made or dropped, while a lock of ours is held: any of
 //!    them may run a finalizer that comes back here.
-//! 3. Routing handles plain data, so it may happen on any thread that unpins or collects.
-//! 4. Every loop with something to wait for ticks for itself: none depends on another one's going
-//!    on. Who leaves the last pin of a collector that takes nothing more runs what is loose.
-//! 5. A running call holds its room. So inside of one, nobody waits for room and nobody runs
-//!    other calls to make some.
+//! 3. All of this happens on attached threads. So the cycle collector, which stops those, finds
+//!    the locks free and everything the same in each of its passes.
+//! 4. Nothing is lost: whoever holds something back holds this (a pin, a desk with calls), or
+//!    comes by (a loop that closes). When nobody holds it, what is left is safe, and runs.
 
 use std::{
-    cell::RefCell,
-    collections::{BTreeMap, VecDeque},
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, Weak},
+    thread::{self, ThreadId},
     time::Duration,
 };
 
@@ -36,26 +32,21 @@ use millrace_core::{
     clock::{Clock, Mono, SystemClock},
     epoch::{Budget, Charge, Clean, Collector, Kind, Observer, OldestPin, Settings, Slip, Work},
     fork::Origin,
-    sync::{Wake, Waker, lock},
+    sync::{Waker, lock},
 };
-use pyo3::{
-    exceptions::{PyKeyboardInterrupt, PyRuntimeError, PySystemExit},
-    intern,
-    prelude::*,
-    sync::PyOnceLock,
-    types::{PyDict, PyTuple},
-};
+use pyo3::{intern, prelude::*};
 
-use super::desk::Desk;
-use crate::{
-    current,
-    jobs::{Answer, Answering},
-    loops::LoopPort,
+use super::{
+    call::{Call, logger, perform, unharmed},
+    desk::{Desk, Interest},
+    inside::{self, Inside},
 };
+use crate::{current, door};
 
 /// A number that stands for a call.
 pub(super) struct Due {
     pub(super) number: u64,
+    pub(super) desk: Option<Arc<Desk>>,
     pub(super) calls: Weak<Calls>,
 }
 
@@ -70,10 +61,8 @@ impl Clean for Due {
         let lost = || Error::new(ErrorKind::Abandoned, "the collector of this call is gone");
         let calls = self.calls.upgrade().ok_or_else(lost)?;
         let charge = slip.carry().ok_or_else(lost)?;
-        calls.route(Ready {
-            number: self.number,
-            charge,
-        });
+        let number = self.number;
+        calls.route(self.desk.as_deref(), Ready { number, charge });
         Ok(())
     }
 }
@@ -84,20 +73,34 @@ pub(super) struct Ready {
     charge: Charge,
 }
 
-/// What was registered.
-pub(super) struct Call {
-    /// The function, then its arguments.
-    pub(super) parts: Py<PyTuple>,
-    pub(super) context: Py<PyAny>,
-    pub(super) desk: Option<Arc<Desk>>,
+impl Ready {
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+/// A call that has not ended.
+struct Live {
+    /// `None` while it runs.
+    call: Option<Call>,
+    desk: Option<Arc<Desk>>,
+}
+
+/// Somebody who waits until no call below `target` is live.
+struct Waiter {
+    target: u64,
+    id: u64,
+    waker: Waker,
 }
 
 #[derive(Default)]
 struct Register {
     next: u64,
-    /// `None` while it runs.
-    live: BTreeMap<u64, Option<Call>>,
-    quiescing: Vec<(u64, Waker)>,
+    live: BTreeMap<u64, Live>,
+    /// How many of them belong to no loop that runs them.
+    plain: usize,
+    next_waiter: u64,
+    quiescing: Vec<Waiter>,
 }
 
 /// Everything behind one `EpochGC`.
@@ -107,83 +110,13 @@ pub(super) struct Calls {
     pub(super) origin: Origin,
     register: Mutex<Register>,
     desks: Mutex<Vec<Arc<Desk>>>,
-    loose: Mutex<VecDeque<Ready>>,
-    /// The desk whose loop is woken for calls that belong to none.
-    ticker: Mutex<Weak<Desk>>,
+    loose: Mutex<BTreeMap<u64, Ready>>,
+    /// How many pins each thread has entered that were not left.
+    pinners: Mutex<HashMap<ThreadId, usize>>,
     stalls: Arc<Mutex<Vec<OldestPin>>>,
-    /// How many hold on to it besides the `EpochGC`. Changes only attached.
-    holds: AtomicUsize,
-    /// Who entered the pins that are held: a number for the thread, and how many.
-    pinners: Mutex<Vec<(usize, usize)>>,
 }
 
-/// Keeps the calls alive for a pin or a waiter.
-pub(super) struct Hold(Arc<Calls>);
-
-impl Hold {
-    pub(super) fn new(calls: &Arc<Calls>) -> Self {
-        // Relaxed: a number, read by the same interpreter's cycle collector.
-        calls.holds.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(calls))
-    }
-}
-
-impl std::ops::Deref for Hold {
-    type Target = Arc<Calls>;
-
-    fn deref(&self) -> &Arc<Calls> {
-        &self.0
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.0.holds.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-thread_local! {
-    /// The collectors whose calls run on this thread, the innermost last.
-    static RUNNING: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
-}
-
-/// While it lives, this thread runs a call of `Calls`.
-struct Inside;
-
-impl Inside {
-    fn of(calls: &Calls) -> Self {
-        RUNNING.with_borrow_mut(|running| running.push(std::ptr::from_ref(calls).addr()));
-        Self
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        RUNNING.with_borrow_mut(Vec::pop);
-    }
-}
-
-/// A number for this thread.
-fn this_thread() -> usize {
-    thread_local!(static HERE: u8 = const { 0 });
-    HERE.with(|here| std::ptr::from_ref(here).addr())
-}
-
-/// Wakes a loop, for calls that belong to none.
-struct Alarm(Weak<Calls>);
-
-impl Wake for Alarm {
-    fn wake(&self) {
-        if let Some(calls) = self.0.upgrade() {
-            let ticker = lock(&calls.ticker).upgrade();
-            if let Some(desk) = ticker {
-                desk.ask();
-            }
-        }
-    }
-}
-
-/// Keeps stalls until a drain can log them. Failures are logged where they happen.
+/// Keeps stalls until somebody can log them. Failures are logged where they happen.
 struct Stalls(Arc<Mutex<Vec<OldestPin>>>);
 
 impl Observer for Stalls {
@@ -194,6 +127,25 @@ impl Observer for Stalls {
     }
 }
 
+/// What a run came to.
+#[derive(Default)]
+pub(super) struct Ran {
+    pub(super) count: usize,
+    /// Ctrl-C or an exit out of a call, for whoever ran it.
+    pub(super) raised: Option<PyErr>,
+}
+
+impl Ran {
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.raised = self.raised.take().or(other.raised);
+    }
+
+    pub(super) fn result(self) -> PyResult<usize> {
+        self.raised.map_or(Ok(self.count), Err)
+    }
+}
+
 impl Calls {
     pub(super) fn new(settings: Settings) -> Result<Arc<Self>> {
         let clock = Arc::new(SystemClock::new());
@@ -201,21 +153,16 @@ impl Calls {
         let collector = Collector::new(settings, time)?;
         let stalls = Arc::new(Mutex::new(Vec::new()));
         collector.observe(Box::new(Stalls(Arc::clone(&stalls))));
-        let calls = Arc::new(Self {
+        Ok(Arc::new(Self {
             collector,
             clock,
             origin: Origin::here()?,
             register: Mutex::default(),
             desks: Mutex::default(),
             loose: Mutex::default(),
-            ticker: Mutex::default(),
-            stalls,
-            holds: AtomicUsize::new(0),
             pinners: Mutex::default(),
-        });
-        let alarm = Alarm(Arc::downgrade(&calls));
-        calls.collector.set_wake(Arc::new(alarm));
-        Ok(calls)
+            stalls,
+        }))
     }
 
     pub(super) fn now(&self) -> Mono {
@@ -223,45 +170,74 @@ impl Calls {
     }
 
     /// Keeps a call and gives it a number.
-    pub(super) fn enter(&self, call: Call) -> u64 {
+    pub(super) fn enter(&self, call: Call, desk: Option<Arc<Desk>>) -> u64 {
         let mut register = lock(&self.register);
         let number = register.next;
         register.next += 1;
-        register.live.insert(number, Some(call));
+        match &desk {
+            Some(desk) => desk.add_live(),
+            None => register.plain += 1,
+        }
+        let call = Some(call);
+        register.live.insert(number, Live { call, desk });
         number
     }
 
     /// Takes a call out that was not deferred after all, or that is about to run inline.
     pub(super) fn withdraw(&self, number: u64) -> Option<Call> {
-        let call = lock(&self.register).live.get_mut(&number)?.take();
+        let call = self.take_call(number);
         self.leave(number);
         call
     }
 
+    fn take_call(&self, number: u64) -> Option<Call> {
+        let mut register = lock(&self.register);
+        register.live.get_mut(&number)?.call.take()
+    }
+
     /// A call has ended; whoever waits for quiet may go on.
     fn leave(&self, number: u64) {
-        let woken: Vec<_> = {
+        let (ended, woken) = {
             let mut register = lock(&self.register);
-            register.live.remove(&number);
-            if register.quiescing.is_empty() {
+            let Some(ended) = register.live.remove(&number) else {
                 return;
+            };
+            if !ended.desk.as_ref().is_some_and(|desk| desk.end_live()) {
+                register.plain = register.plain.saturating_sub(1);
             }
-            let first = register.live.first_key_value().map(|(first, _)| *first);
-            let reached = |target: u64| first.is_none_or(|first| first >= target);
-            register
-                .quiescing
-                .extract_if(.., |(target, _)| reached(*target))
-                .collect()
+            (ended, register.reached())
         };
-        for (_, waker) in woken {
-            waker.wake();
+        drop(ended);
+        for waiter in woken {
+            waiter.waker.wake();
         }
     }
 
-    fn is_quiet_below(&self, target: u64) -> bool {
+    /// The next call's number, and one for somebody who waits.
+    pub(super) fn next_numbers(&self) -> (u64, u64) {
+        let mut register = lock(&self.register);
+        register.next_waiter += 1;
+        (register.next, register.next_waiter)
+    }
+
+    pub(super) fn is_quiet_below(&self, target: u64) -> bool {
         let register = lock(&self.register);
         let first = register.live.first_key_value();
         first.is_none_or(|(first, _)| *first >= target)
+    }
+
+    pub(super) fn wait_quiet(&self, target: u64, id: u64, waker: Waker) {
+        let before = self.stop_waiting(id);
+        lock(&self.register)
+            .quiescing
+            .push(Waiter { target, id, waker });
+        drop(before);
+    }
+
+    pub(super) fn stop_waiting(&self, id: u64) -> Option<Waker> {
+        let waiting = &mut lock(&self.register).quiescing;
+        let at = waiting.iter().position(|waiter| waiter.id == id)?;
+        Some(waiting.swap_remove(at).waker)
     }
 
     /// The desk of the loop that runs on this thread, if one does.
@@ -275,93 +251,35 @@ impl Calls {
         }
         let desk = Desk::new(self, &port);
         desks.push(Arc::clone(&desk));
+        drop(desks);
+        desk.ask();
         Ok(Some(desk))
     }
 
-    /// Something was deferred, or is waited for, on this loop.
-    pub(super) fn expect_on(&self, desk: &Arc<Desk>) {
-        *lock(&self.ticker) = Arc::downgrade(desk);
-        desk.expect();
+    /// Somebody waits on the loop of this thread, if there is one.
+    pub(super) fn interest(self: &Arc<Self>, py: Python<'_>) -> PyResult<Option<Interest>> {
+        Ok(self.desk(py)?.as_ref().map(Interest::new))
     }
 
-    /// How many calls of this collector this thread is running, one inside of the other.
-    pub(super) fn depth_here(&self) -> usize {
-        let here = std::ptr::from_ref(self).addr();
-        RUNNING.with_borrow(|running| running.iter().filter(|one| **one == here).count())
-    }
-
-    /// A pin was entered on this thread; returns the thread's number.
-    pub(super) fn note_pinned(&self) -> usize {
-        let (here, mut pinners) = (this_thread(), lock(&self.pinners));
-        match pinners.iter_mut().find(|(thread, _)| *thread == here) {
-            Some((_, pins)) => *pins += 1,
-            None => pinners.push((here, 1)),
+    /// A call was deferred: sees to it that the tick goes on, on its loop, or on any.
+    pub(super) fn arm(&self, desk: Option<&Arc<Desk>>) {
+        if let Some(desk) = desk {
+            desk.arm();
+            return;
         }
-        here
-    }
-
-    /// A pin that was entered on `thread` was left.
-    pub(super) fn note_unpinned(&self, thread: usize) {
-        let mut pinners = lock(&self.pinners);
-        if let Some((_, pins)) = pinners.iter_mut().find(|(one, _)| *one == thread) {
-            *pins -= 1;
-        }
-        pinners.retain(|(_, pins)| *pins > 0);
-    }
-
-    /// Whether this thread, if it waited for room, might wait for itself: it runs a call, or it
-    /// entered a pin that is still held.
-    pub(super) fn is_in_its_own_way(&self) -> bool {
-        let here = this_thread();
-        let is_pinner = lock(&self.pinners).iter().any(|(one, _)| *one == here);
-        is_pinner || self.depth_here() > 0
-    }
-
-    /// After the last pin of a collector that takes nothing more: nobody else may come.
-    pub(super) fn run_left(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
-        if self.collector.is_open() || self.collector.load().items == 0 {
-            return Ok(());
-        }
-        self.adopt();
-        let desk = self.desk(py)?;
-        let outcome = self.run_out(py, desk.as_deref());
-        self.keep_handed_out();
-        outcome
-    }
-
-    /// Runs everything that lies here; what a call passes on is passed on after the last one.
-    pub(super) fn run_out(&self, py: Python<'_>, desk: Option<&Desk>) -> PyResult<()> {
-        let mut outcome = Ok(());
-        loop {
-            match self.run(py, desk, Budget::ALL) {
-                Ok(_) => return outcome,
-                Err(passed_on) => outcome = outcome.and(Err(passed_on)),
-            }
-        }
-    }
-
-    /// What lies on the desks of other loops runs there, even if the `EpochGC` goes now.
-    pub(super) fn keep_handed_out(self: &Arc<Self>) {
         let desks = lock(&self.desks).clone();
         for desk in desks {
-            desk.keep(self);
+            desk.arm();
         }
     }
 
-    /// Whether something besides the `EpochGC` may still use the calls.
-    pub(super) fn is_held(&self) -> bool {
-        self.holds.load(Ordering::Relaxed) > 0
-    }
-
-    fn route(&self, ready: Ready) {
-        let desk = {
-            let register = lock(&self.register);
-            let call = register.live.get(&ready.number).and_then(Option::as_ref);
-            call.and_then(|call| call.desk.clone())
+    fn route(self: &Arc<Self>, desk: Option<&Desk>, ready: Ready) {
+        let left = match desk {
+            Some(desk) => desk.take(ready, self).err(),
+            None => Some(ready),
         };
-        match desk.filter(|desk| desk.is_open()) {
-            Some(desk) => desk.take(ready),
-            None => lock(&self.loose).push_back(ready),
+        if let Some(ready) = left {
+            lock(&self.loose).insert(ready.number, ready);
         }
     }
 
@@ -371,82 +289,188 @@ impl Calls {
             .extract_if(.., |desk| !desk.is_open())
             .collect();
         for desk in closed {
-            let mut orphans = desk.clear_away();
-            lock(&self.loose).append(&mut orphans);
+            let (orphans, keep) = desk.clear_away();
+            {
+                let mut register = lock(&self.register);
+                register.plain += desk.give_up_live();
+            }
+            lock(&self.loose).extend(orphans.into_iter().map(|ready| (ready.number, ready)));
+            drop(keep);
         }
     }
 
-    /// Routes what is safe now, within the budget.
-    pub(super) fn route_within(&self, budget: Budget) {
-        self.adopt();
-        self.collector.collect(budget);
+    pub(super) fn has_plain(&self) -> bool {
+        lock(&self.register).plain > 0
     }
 
-    /// Runs what lies on `desk`, and what is loose, within the budget.
-    pub(super) fn run(
-        &self,
-        py: Python<'_>,
-        desk: Option<&Desk>,
-        budget: Budget,
-    ) -> PyResult<usize> {
+    pub(super) fn has_loose(&self) -> bool {
+        !lock(&self.loose).is_empty()
+    }
+
+    /// Routes and runs within the budget: no more is routed than may be run.
+    pub(super) fn collect(&self, py: Python<'_>, desk: Option<&Desk>, budget: Budget) -> Ran {
+        let mut ran = Ran::default();
+        if inside::is_inside(self) {
+            return ran;
+        }
         let begun = self.now();
-        let most = self.collector.settings().max_batch;
-        let (mut ran, mut took) = (0, Duration::ZERO);
-        // The calls of this batch, and when it began.
-        let (mut batch, mut batch_begun) = (0, Duration::ZERO);
-        let mut outcome = Ok(());
-        while outcome.is_ok() && ran < budget.items && took < budget.time {
-            let next = desk.and_then(Desk::next);
-            let Some(ready) = next.or_else(|| lock(&self.loose).pop_front()) else {
-                break;
+        self.adopt();
+        while ran.raised.is_none() {
+            let took = self.now().since(begun);
+            let left = Budget {
+                items: budget.items.saturating_sub(ran.count),
+                time: budget.time.saturating_sub(took),
             };
-            outcome = self.run_one(py, ready);
-            (ran, batch) = (ran + 1, batch + 1);
-            took = self.now().since(begun);
-            if batch == most {
-                self.collector
-                    .note_batch(batch, took.saturating_sub(batch_begun));
-                (batch, batch_begun) = (0, took);
+            if left.items == 0 || left.time.is_zero() {
+                break;
+            }
+            let now = self.run(py, desk, left);
+            let is_idle = now.count == 0;
+            ran.add(now);
+            let some = Budget {
+                items: left.items.min(self.collector.settings().max_batch),
+                time: left.time,
+            };
+            if is_idle && self.collector.collect(some) == 0 {
+                break;
             }
         }
-        if batch > 0 {
-            self.collector
-                .note_batch(batch, took.saturating_sub(batch_begun));
+        ran
+    }
+
+    /// Runs what lies on `desk`, and what is loose, within the budget. Nothing inside a call:
+    /// the run under way goes on when it has ended.
+    pub(super) fn run(&self, py: Python<'_>, desk: Option<&Desk>, budget: Budget) -> Ran {
+        if inside::is_inside(self) {
+            return Ran::default();
         }
-        outcome.map(|()| ran)
+        let inside = Inside::enter(self);
+        let mut ran = self.batches(py, desk, budget);
+        if inside.must_finish() {
+            ran.add(self.finish(py, desk));
+        }
+        ran
     }
 
-    /// Whether [`run`](Self::run) would find something.
-    pub(super) fn has_ready(&self, desk: &Desk) -> bool {
-        desk.has_some() || !lock(&self.loose).is_empty()
+    /// Runs everything that was routed, also if one of the calls is interrupted. Inside a call
+    /// that is left to the run under way.
+    pub(super) fn run_all(&self, py: Python<'_>, desk: Option<&Desk>) -> Ran {
+        if inside::finish_later(self) {
+            return Ran::default();
+        }
+        let _inside = Inside::enter(self);
+        self.finish(py, desk)
     }
 
-    /// Runs a call in its context: what to count, and what to pass on.
-    pub(super) fn perform(&self, py: Python<'_>, call: &Call) -> (Result<()>, PyResult<()>) {
-        let _inside = Inside::of(self);
-        perform(py, call)
+    fn finish(&self, py: Python<'_>, desk: Option<&Desk>) -> Ran {
+        let mut all = Ran::default();
+        loop {
+            let ran = self.batches(py, desk, Budget::ALL);
+            let is_over = ran.raised.is_none();
+            all.add(ran);
+            if is_over {
+                return all;
+            }
+        }
     }
 
-    /// What it raises is logged and counted; Ctrl-C and an exit go on to the caller.
+    /// Batch after batch within the budget, until one of the calls is interrupted.
+    fn batches(&self, py: Python<'_>, desk: Option<&Desk>, budget: Budget) -> Ran {
+        let settings = self.collector.settings();
+        let mut all = Ran::default();
+        let mut spent = Duration::ZERO;
+        while all.raised.is_none() && all.count < budget.items && spent < budget.time {
+            let items = settings.max_batch.min(budget.items - all.count);
+            let time = settings
+                .max_batch_time
+                .min(budget.time.saturating_sub(spent));
+            let (ran, took) = self.batch(py, desk, Budget { items, time });
+            if ran.count == 0 {
+                break;
+            }
+            self.collector.note_batch(ran.count, took);
+            spent += took;
+            all.add(ran);
+        }
+        all
+    }
+
+    fn batch(&self, py: Python<'_>, desk: Option<&Desk>, budget: Budget) -> (Ran, Duration) {
+        let begun = self.now();
+        let (mut ran, mut took) = (Ran::default(), Duration::ZERO);
+        while ran.raised.is_none() && ran.count < budget.items && took < budget.time {
+            let Some((ready, keep)) = self.next(desk) else {
+                break;
+            };
+            ran.raised = self.run_one(py, ready).err();
+            drop(keep);
+            ran.count += 1;
+            took = self.now().since(begun);
+        }
+        (ran, took)
+    }
+
+    /// What was deferred first of what this thread may run.
+    fn next(&self, desk: Option<&Desk>) -> Option<(Ready, Option<Arc<Self>>)> {
+        let loose = lock(&self.loose).first_key_value().map(|(first, _)| *first);
+        let housed = desk.and_then(Desk::first);
+        if loose.is_none_or(|loose| housed.is_some_and(|housed| housed < loose)) {
+            return desk?.next();
+        }
+        let (_, ready) = lock(&self.loose).pop_first()?;
+        Some((ready, None))
+    }
+
+    /// An exception is logged and counted; Ctrl-C and exits go on to the caller.
     fn run_one(&self, py: Python<'_>, ready: Ready) -> PyResult<()> {
         let Ready { number, charge } = ready;
-        let call = {
-            let mut register = lock(&self.register);
-            register.live.get_mut(&number).and_then(Option::take)
-        };
-        let Some(call) = call else {
+        let _leaving = Leaving(self, number);
+        let Some(call) = self.take_call(number) else {
             charge.settle(Ok(()));
             return Ok(());
         };
-        let (outcome, passed_on) = self.perform(py, &call);
+        let (outcome, passed_on) = perform(py, &call);
         drop(call);
         charge.settle(outcome);
-        self.leave(number);
         passed_on
+    }
+
+    /// A pin was left. Nobody may come after it to a collector that takes no more calls.
+    pub(super) fn after_unpin(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
+        if self.collector.is_open() || self.collector.load().items == 0 {
+            return Ok(());
+        }
+        self.adopt();
+        let desk = self.desk(py)?;
+        self.run_all(py, desk.as_deref()).result().map(|_| ())
+    }
+
+    /// This thread has entered a pin.
+    pub(super) fn note_pinner(&self) -> ThreadId {
+        let here = thread::current().id();
+        *lock(&self.pinners).entry(here).or_default() += 1;
+        here
+    }
+
+    /// A pin was left that `thread` had entered.
+    pub(super) fn forget_pinner(&self, thread: ThreadId) {
+        let mut pinners = lock(&self.pinners);
+        if let Some(count) = pinners.get_mut(&thread) {
+            *count -= 1;
+            if *count == 0 {
+                pinners.remove(&thread);
+            }
+        }
+    }
+
+    /// Whether a pin is held that this thread has entered.
+    pub(super) fn is_pinner(&self) -> bool {
+        lock(&self.pinners).contains_key(&thread::current().id())
     }
 
     /// Logs pins that stall.
     pub(super) fn report_stalls(&self, py: Python<'_>) -> PyResult<()> {
+        self.collector.look_for_stalls(self.now());
         let stalls = std::mem::take(&mut *lock(&self.stalls));
         for pin in stalls {
             let label = pin.label.as_deref().unwrap_or("without a label");
@@ -459,131 +483,68 @@ impl Calls {
         Ok(())
     }
 
-    /// The Python objects of waiting calls, for the cycle collector.
-    ///
-    /// Every pass of one collection must hear the same. So this waits for the register, which
-    /// nobody holds while waiting for the interpreter, and which changes only attached.
+    /// The Python objects of waiting calls, for the cycle collector. The register is free then:
+    /// see 3 above.
     pub(super) fn visit(
         &self,
         visit: &pyo3::PyVisit<'_>,
     ) -> std::result::Result<(), pyo3::PyTraverseError> {
-        let register = lock(&self.register);
-        for call in register.live.values().flatten() {
-            visit.call(&call.parts)?;
-            visit.call(&call.context)?;
+        let Ok(register) = self.register.try_lock() else {
+            return Ok(());
+        };
+        for call in register.live.values().filter_map(|live| live.call.as_ref()) {
+            call.visit(visit)?;
         }
         Ok(())
     }
 
-    /// Lets go of every call without running it: the objects are garbage.
-    pub(super) fn forget_all(&self) {
-        let gone = std::mem::take(&mut lock(&self.register).live);
-        drop(gone);
+    /// Lets go of every call without running it: the objects are garbage. Returns how many.
+    pub(super) fn forget_all(&self) -> usize {
+        let live = std::mem::take(&mut lock(&self.register).live);
+        live.values().filter(|live| live.call.is_some()).count()
     }
 }
 
-fn perform(py: Python<'_>, call: &Call) -> (Result<()>, PyResult<()>) {
-    let context = call.context.bind(py);
-    let run = context.getattr(intern!(py, "run"));
-    let returned = run.and_then(|run| run.call1(call.parts.bind(py).clone()));
-    let Err(raised) = returned else {
-        return (Ok(()), Ok(()));
-    };
-    let failed = Error::new(
-        ErrorKind::Abandoned,
-        format!("a deferred call raised {raised}"),
-    );
-    // A `CancelledError` is no word to whoever happens to be near.
-    let is_for_all = raised.is_instance_of::<PyKeyboardInterrupt>(py)
-        || raised.is_instance_of::<PySystemExit>(py);
-    if is_for_all {
-        return (Err(failed), Err(raised));
-    }
-    if let Err(second) = log_failure(py, call, raised) {
-        second.write_unraisable(py, None);
-    }
-    (Err(failed), Ok(()))
-}
-
-fn log_failure(py: Python<'_>, call: &Call, raised: PyErr) -> PyResult<()> {
-    let function = call.parts.bind(py).get_item(0)?;
-    let options = PyDict::new(py);
-    options.set_item("exc_info", raised.into_value(py))?;
-    let arguments = ("deferred call %r failed", function);
-    logger(py)?.call_method(intern!(py, "error"), arguments, Some(&options))?;
-    Ok(())
-}
-
-fn logger(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    static LOGGER: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let logger = LOGGER.get_or_try_init(py, || {
-        let get = py.import("logging")?.getattr("getLogger")?;
-        PyResult::Ok(get.call1(("millrace.gc",))?.unbind())
-    })?;
-    Ok(logger.bind(py).clone())
-}
-
-/// The context of the caller, for a call that runs later.
-pub(super) fn context(py: Python<'_>) -> PyResult<Py<PyAny>> {
-    static COPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let copy = COPY.import(py, "contextvars", "copy_context")?;
-    Ok(copy.call0()?.unbind())
-}
-
-/// Somebody waits until everything deferred so far has run.
-pub(super) struct Quiet {
-    calls: Hold,
-    target: u64,
-}
-
-impl Quiet {
-    pub(super) fn new(calls: &Arc<Calls>) -> Self {
-        let target = lock(&calls.register).next;
-        Self {
-            calls: Hold::new(calls),
-            target,
+impl Register {
+    /// Those who need not wait any more.
+    fn reached(&mut self) -> Vec<Waiter> {
+        if self.quiescing.is_empty() {
+            return Vec::new();
         }
+        let first = self.live.first_key_value().map(|(first, _)| *first);
+        let reached = |target: u64| first.is_none_or(|first| first >= target);
+        self.quiescing
+            .extract_if(.., |waiter| reached(waiter.target))
+            .collect()
     }
 }
 
-impl Answering for Quiet {
-    fn answer(&self) -> Option<Answer> {
-        let is_quiet = self.calls.is_quiet_below(self.target);
-        is_quiet.then(|| -> Answer { Box::new(|py| Ok(py.None())) })
-    }
+/// Ends a call, however its run ends.
+struct Leaving<'a>(&'a Calls, u64);
 
-    fn subscribe(&self, waker: Waker) -> bool {
-        lock(&self.calls.register)
-            .quiescing
-            .push((self.target, waker));
-        !self.calls.is_quiet_below(self.target)
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.leave(self.1);
     }
 }
 
-/// Somebody waits for room.
-pub(super) struct Room {
-    pub(super) calls: Hold,
-    pub(super) bytes: usize,
-}
-
-impl Answering for Room {
-    fn answer(&self) -> Option<Answer> {
-        let there = self.calls.collector.is_worth_a_try(self.bytes);
-        there.then(|| -> Answer { Box::new(|py| Ok(py.None())) })
+impl Drop for Calls {
+    /// Nobody holds it, so nobody is pinned and no loop has anything of it: what is left is safe,
+    /// and this is the last place where it can run.
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut lock(&self.register).live);
+        let calls: Vec<_> = left.into_values().filter_map(|live| live.call).collect();
+        if calls.is_empty() || self.origin.is_forked_child() {
+            return;
+        }
+        door::attached(|py| {
+            unharmed(py, || {
+                for call in calls {
+                    if let (_, Err(raised)) = perform(py, &call) {
+                        raised.write_unraisable(py, None);
+                    }
+                }
+            });
+        });
     }
-
-    fn subscribe(&self, waker: Waker) -> bool {
-        self.calls.collector.wait_room(waker);
-        !self.calls.collector.is_worth_a_try(self.bytes)
-    }
-}
-
-/// The error for a loop that was asked for something it cannot do.
-pub(super) fn no_loop(what: &str) -> PyErr {
-    PyRuntimeError::new_err(format!("{what} needs a running event loop"))
-}
-
-/// Used by the desk: a port that is still drained.
-pub(super) fn is_living(port: &Weak<LoopPort>) -> bool {
-    port.upgrade().is_some_and(|port| port.is_open())
 }

@@ -1,17 +1,25 @@
 //! A pin as Python holds it: a context manager, entered as often as one likes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex},
+    thread::ThreadId,
+};
 
 use millrace_core::{epoch::OwnedPin, sync::lock};
-use pyo3::{exceptions::PyRuntimeError, prelude::*, types::PyTuple};
+use pyo3::{
+    PyTraverseError, PyVisit,
+    exceptions::{PyResourceWarning, PyRuntimeError},
+    prelude::*,
+    types::PyTuple,
+};
 
-use super::calls::{Calls, Hold};
-use crate::{door::attached, error, wheel::Instant};
+use super::{EpochGC, call::unharmed, calls::Calls};
+use crate::{door, error, wheel::Instant};
 
 /// While it is entered, nothing deferred after that runs. Made by `EpochGC.pin`.
 #[pyclass(frozen, module = "millrace._core")]
 pub struct EpochPin {
-    calls: Hold,
+    gc: Py<EpochGC>,
     label: Option<String>,
     held: Mutex<Held>,
 }
@@ -20,55 +28,60 @@ pub struct EpochPin {
 struct Held {
     /// How often it was entered and not yet left.
     depth: usize,
-    pin: Option<OwnedPin>,
-    /// The thread that entered it first.
-    thread: usize,
+    pin: Option<(OwnedPin, ThreadId)>,
 }
 
 impl EpochPin {
-    pub(super) fn new(calls: &Arc<Calls>, label: Option<String>) -> Self {
+    pub(super) fn new(gc: &Bound<'_, EpochGC>, label: Option<String>) -> Self {
         Self {
-            calls: Hold::new(calls),
+            gc: gc.clone().unbind(),
             label,
             held: Mutex::default(),
         }
     }
 
-    fn enter(&self, py: Python<'_>) -> PyResult<()> {
-        let checked = self.calls.origin.check();
+    fn calls(&self) -> &Arc<Calls> {
+        self.gc.get().calls()
+    }
+
+    fn checked(&self, py: Python<'_>) -> PyResult<&Arc<Calls>> {
+        let calls = self.calls();
+        let checked = calls.origin.check();
         checked.map_err(|failed| error::raise(py, &failed))?;
+        Ok(calls)
+    }
+
+    fn enter(&self, py: Python<'_>) -> PyResult<()> {
+        let calls = self.checked(py)?;
         let mut held = lock(&self.held);
         if held.depth == 0 {
-            let collector = &self.calls.collector;
-            if collector.load().items > 0 {
-                // What was deferred before is sealed before: this pin does not hold it back.
-                collector.is_ready();
-            }
-            held.pin = Some(collector.pin(self.label.as_deref()));
-            held.thread = self.calls.note_pinned();
+            // What was deferred before has been unlinked before: we cannot find it.
+            calls.collector.seal();
+            let pin = calls.collector.pin(self.label.as_deref());
+            held.pin = Some((pin, calls.note_pinner()));
         }
         held.depth += 1;
         Ok(())
     }
 
     fn leave(&self, py: Python<'_>) -> PyResult<()> {
-        let checked = self.calls.origin.check();
-        checked.map_err(|failed| error::raise(py, &failed))?;
+        let calls = self.checked(py)?;
         let ended = {
             let mut held = lock(&self.held);
             let Some(depth) = held.depth.checked_sub(1) else {
                 return Err(PyRuntimeError::new_err("the pin is not entered"));
             };
             held.depth = depth;
-            if depth > 0 {
-                return Ok(());
-            }
-            self.calls.note_unpinned(held.thread);
-            held.pin.take()
+            if depth == 0 { held.pin.take() } else { None }
         };
-        drop(ended);
-        self.calls.run_left(py)
+        ended.map_or(Ok(()), |ended| end(py, calls, ended))
     }
+}
+
+fn end(py: Python<'_>, calls: &Arc<Calls>, (pin, thread): (OwnedPin, ThreadId)) -> PyResult<()> {
+    calls.forget_pinner(thread);
+    drop(pin);
+    calls.after_unpin(py)
 }
 
 #[pymethods]
@@ -114,28 +127,38 @@ impl EpochPin {
         let label = self.label.as_deref().unwrap_or("");
         let held = lock(&self.held);
         match &held.pin {
-            Some(pin) => format!("<millrace.EpochPin {label:?} epoch={}>", pin.epoch()),
+            Some((pin, _)) => format!("<millrace.EpochPin {label:?} epoch={}>", pin.epoch()),
             None => format!("<millrace.EpochPin {label:?} not entered>"),
         }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.gc)
     }
 }
 
 impl Drop for EpochPin {
+    /// Dropped while it is entered it lets go, and says so, like a file.
     fn drop(&mut self) {
-        let held = self.held.get_mut();
-        let held = held.unwrap_or_else(PoisonError::into_inner);
-        let Some(pin) = held.pin.take() else { return };
-        if self.calls.origin.is_forked_child() {
-            // Its slot is registered with threads that do not exist here.
-            std::mem::forget(pin);
+        let Some(held) = lock(&self.held).pin.take() else {
+            return;
+        };
+        if self.calls().origin.is_forked_child() {
+            // It is the parent's.
+            std::mem::forget(held);
             return;
         }
-        self.calls.note_unpinned(held.thread);
-        drop(pin);
-        attached(|py| {
-            if let Err(raised) = self.calls.run_left(py) {
-                raised.write_unraisable(py, None);
-            }
+        door::attached(|py| {
+            let text = format!(
+                "a pin was dropped without being left: {:?}",
+                self.label.as_deref().unwrap_or("")
+            );
+            error::warn(py, &py.get_type::<PyResourceWarning>(), text);
+            unharmed(py, || {
+                if let Err(raised) = end(py, self.calls(), held) {
+                    raised.write_unraisable(py, None);
+                }
+            });
         });
     }
 }

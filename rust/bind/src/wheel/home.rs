@@ -64,9 +64,8 @@ impl Home {
 
     /// Whether it is certain that this loop is the one running in this thread.
     #[inline]
-    pub fn is_running(&self, py: Python<'_>) -> bool {
-        let witness = self.witness.as_ref();
-        witness.is_some_and(|witness| current::is_witness(py, witness))
+    pub fn is_running(&self, py: Python<'_>) -> PyResult<bool> {
+        current::runs(py, self.witness.as_ref(), &self.event_loop)
     }
 
     #[inline]
@@ -183,10 +182,8 @@ fn refresh(
 
 /// Whether this very loop runs in this thread, as asyncio sees it.
 pub fn runs_here(event_loop: &Bound<'_, PyAny>) -> PyResult<bool> {
-    static ASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let py = event_loop.py();
-    let running = ASK.import(py, "asyncio", "_get_running_loop")?.call0()?;
-    Ok(running.is(event_loop))
+    let running = current::ask(event_loop.py())?;
+    Ok(running.is_some_and(|running| running.is(event_loop)))
 }
 
 pub fn is_closed(event_loop: &Bound<'_, PyAny>) -> PyResult<bool> {

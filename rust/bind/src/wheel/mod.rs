@@ -331,18 +331,15 @@ impl Core {
     fn home(&self, py: Python<'_>) -> PyResult<Arc<Home>> {
         self.here(py)?;
         let state = lock(&self.state);
-        let is_closed = state.is_closed;
-        let home = state.home.as_ref().filter(|home| home.is_running(py));
+        let (is_closed, home) = (state.is_closed, state.home.clone());
+        // Not locked while asyncio is asked.
+        drop(state);
+        if is_closed {
+            return Err(error::raise(py, &closed()));
+        }
         match home {
-            Some(home) if !is_closed => Ok(Arc::clone(home)),
-            _ if is_closed => {
-                drop(state);
-                Err(error::raise(py, &closed()))
-            }
-            _ => {
-                drop(state);
-                home::settle(py, self)
-            }
+            Some(home) if home.is_running(py)? => Ok(home),
+            _ => home::settle(py, self),
         }
     }
 

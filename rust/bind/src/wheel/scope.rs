@@ -231,11 +231,13 @@ fn end(wheel: &Bound<'_, TimeoutWheel>, bundles: Vec<Vec<Key>>) -> PyResult<()> 
         }
     }
     let home = lock(&core.state).home.clone();
-    if home.is_some_and(|home| home.is_running(py)) {
-        return ask(wheel);
+    match home {
+        Some(home) if home.is_running(py)? => ask(wheel),
+        _ => {
+            sweep(core, Budget::ALL);
+            Ok(())
+        }
     }
-    sweep(core, Budget::ALL);
-    Ok(())
 }
 
 /// Asks the loop for a sweep, unless one is on its way.

@@ -263,7 +263,7 @@ fn check_owner(py: Python<'_>, home: &Home) -> PyResult<bool> {
         return Ok(true);
     }
     let is_running = event_loop.call_method0(intern!(py, "is_running"))?;
-    if is_running.is_truthy()? && !home.is_running(py) && !home::runs_here(event_loop)? {
+    if is_running.is_truthy()? && !home.is_running(py)? && !home::runs_here(event_loop)? {
         return Err(PyRuntimeError::new_err(
             "the wheel's loop is running in another thread; close it there",
         ));

@@ -188,15 +188,28 @@ impl Bounds {
         self.word.fetch_or(WAITING, Ordering::Relaxed);
     }
 
+    /// `waker` does not wait any more.
+    pub(super) fn forget(&self, waker: &Waker) {
+        lock(&self.waiting).retain(|waiting| !std::sync::Arc::ptr_eq(waiting, waker));
+    }
+
+    /// How many wait for room.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn waiters(&self) -> usize {
+        lock(&self.waiting).len()
+    }
+
     /// Takes no reservation from now on; those who wait for room are woken to hear it.
     pub(super) fn shut(&self) {
-        self.word.fetch_or(SHUT, Ordering::Relaxed);
+        // SeqCst: partner is `reopen`; see `Collector::enable`.
+        self.word.fetch_or(SHUT, Ordering::SeqCst);
         self.wake_waiting();
     }
 
     /// Takes reservations again.
     pub(super) fn reopen(&self) {
-        self.word.fetch_and(!SHUT, Ordering::Relaxed);
+        // SeqCst: partner is `shut`; see `Collector::enable`.
+        self.word.fetch_and(!SHUT, Ordering::SeqCst);
     }
 
     /// The tick goes to sleep, unless something is deferred. Returns whether it may.

@@ -57,7 +57,7 @@ pub use work::{Charge, Clean, Kind, Slip, Task, Work};
 use crate::{
     clock::{Clock, Mono},
     error::{Error, ErrorKind, Result},
-    sync::{AtomicU64, AtomicUsize, Mutex, Ordering, Waker, lock},
+    sync::{AtomicU64, AtomicUsize, Mutex, Ordering, Waker, lock, try_lock},
 };
 use bag::{Inbox, Item, Limbo};
 use bounds::{Bounds, NoRoom};
@@ -233,7 +233,18 @@ impl<W: Work + 'static> Collector<W> {
     /// A pin that may be held across threads and awaits.
     pub fn pin(&self, label: Option<&str>) -> OwnedPin {
         let domain = Arc::clone(&self.0.domain);
-        OwnedPin::new(self.books(), domain, label, &*self.0.clock)
+        OwnedPin::new(self.books(), domain, label, self.0.clock.now())
+    }
+
+    /// Seals what was pushed, so that pins taken from now on do not hold it back. Does nothing
+    /// while another thread collects, which does the same.
+    pub fn seal(&self) {
+        let inner = &*self.0;
+        if inner.bounds.load().items > 0
+            && let Some(mut limbo) = try_lock(&inner.limbo)
+        {
+            inner.seal(&mut limbo);
+        }
     }
 
     /// Defers `work`, which says it holds `bytes`. What it cleans must be unlinked by now. Never
@@ -340,6 +351,11 @@ impl<W: Work + 'static> Collector<W> {
         self.0.bounds.wait(waker);
     }
 
+    /// Takes back a [`wait_room`](Self::wait_room) whose waker was not woken yet.
+    pub fn forget_room(&self, waker: &Waker) {
+        self.0.bounds.forget(waker);
+    }
+
     /// Takes no more work in; runs what is safe. From then on callers clean directly: work that
     /// is safe runs in the call, other work is given back. What is left runs when its pins go.
     pub fn disable(&self) -> Left {
@@ -349,15 +365,13 @@ impl<W: Work + 'static> Collector<W> {
     /// Takes work in again after `disable`.
     pub fn enable(&self) {
         let inner = &*self.0;
-        // Relaxed: a flag on its own.
-        let was_disabled =
-            inner
-                .mode
-                .compare_exchange(DISABLED, OPEN, Ordering::Relaxed, Ordering::Relaxed);
-        if was_disabled.is_ok() {
+        // SeqCst here and in `shut`: of an `enable` and a `close` at the same time one sees the
+        // other, and the close stays.
+        let order = Ordering::SeqCst;
+        let opened = inner.mode.compare_exchange(DISABLED, OPEN, order, order);
+        if opened.is_ok() {
             inner.bounds.reopen();
-            // A close that came in between must not be undone.
-            if !self.is_open() {
+            if inner.mode.load(order) != OPEN {
                 inner.bounds.shut();
             }
         }
@@ -370,7 +384,8 @@ impl<W: Work + 'static> Collector<W> {
 
     fn shut(&self, mode: u64) -> Left {
         let inner = &*self.0;
-        inner.mode.fetch_max(mode, Ordering::Relaxed);
+        // SeqCst: partner is `enable`.
+        inner.mode.fetch_max(mode, Ordering::SeqCst);
         inner.bounds.shut();
         if let Some(runner) = inner.runner {
             self.drain(runner);

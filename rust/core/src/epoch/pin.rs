@@ -8,6 +8,10 @@
 //!
 //! A bag sealed with `s` runs once `s < safe`.
 //!
+//! A participant has a slot, which the collector looks at. Owned pins may be many, so they stand
+//! in a list, in the order of their epochs: the oldest is the first, and whoever leaves knows
+//! whether anything can have become safe by that.
+//!
 //! # Always true
 //!
 //! 1. A reader that still sees what a bag unlinked keeps it from running. If the reader's fence
@@ -23,13 +27,13 @@
 //! The global epoch moves whether or not somebody is pinned; what a stalled pin holds back is the
 //! safe epoch. A timer is never a reason.
 
-use std::{cell::Cell, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
 use crossbeam::utils::CachePadded;
 
 use super::{statistics::OldestPin, work::Books};
 use crate::{
-    clock::{Clock, Mono},
+    clock::Mono,
     sync::{AtomicU64, Mutex, Ordering, Queue, fence, lock},
 };
 
@@ -41,8 +45,6 @@ pub(super) struct Slot {
     epoch: AtomicU64,
     /// How often it was pinned, so that one long pin is told from many short ones.
     turns: AtomicU64,
-    /// When it was pinned, in nanoseconds and one more; 0 if its holder did not look at a clock.
-    since: AtomicU64,
     label: Mutex<Option<Arc<str>>>,
 }
 
@@ -51,7 +53,6 @@ impl Slot {
         Self {
             epoch: AtomicU64::new(NOT_PINNED),
             turns: AtomicU64::new(0),
-            since: AtomicU64::new(0),
             label: Mutex::new(None),
         }
     }
@@ -63,10 +64,7 @@ impl Slot {
         self.turns.store(turns.wrapping_add(1), Ordering::Relaxed);
         // Release: partner is the Acquire in `safe`; see 3 above.
         self.epoch.store(epoch, Ordering::Release);
-        if !planted!("epoch_pin_without_fence") {
-            // Partners: the fences in `safe` and `seal_epoch`; see 1 above.
-            fence(Ordering::SeqCst);
-        }
+        fence_before_look();
     }
 
     #[inline]
@@ -78,6 +76,14 @@ impl Slot {
             Ordering::Release
         };
         self.epoch.store(NOT_PINNED, order);
+    }
+}
+
+#[inline]
+fn fence_before_look() {
+    if !planted!("epoch_pin_without_fence") {
+        // Partners: the fences in `safe` and `seal_epoch`; see 1 above.
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -103,15 +109,41 @@ impl Entry {
             _ => now,
         };
         self.seen = Some((turn, first_seen));
-        let since = match self.slot.since.load(Ordering::Relaxed) {
-            0 => first_seen,
-            nanos => Mono(nanos - 1),
-        };
         Some(OldestPin {
             label: lock(&self.slot.label).clone(),
             epoch,
-            age: now.since(since),
+            age: now.since(first_seen),
         })
+    }
+}
+
+/// A pin that somebody owns.
+struct Owned {
+    epoch: u64,
+    since: Mono,
+    label: Option<Arc<str>>,
+    is_reported: bool,
+}
+
+impl Owned {
+    fn look(&self, now: Mono) -> OldestPin {
+        OldestPin {
+            label: self.label.clone(),
+            epoch: self.epoch,
+            age: now.since(self.since),
+        }
+    }
+}
+
+/// The owned pins, oldest first.
+struct List {
+    next: u64,
+    pins: BTreeMap<u64, Owned>,
+}
+
+impl List {
+    fn oldest(&self) -> Option<&Owned> {
+        self.pins.first_key_value().map(|(_, pin)| pin)
     }
 }
 
@@ -119,6 +151,7 @@ impl Entry {
 pub(super) struct Domain {
     epoch: CachePadded<AtomicU64>,
     registry: Mutex<Vec<Entry>>,
+    owned: Mutex<List>,
     free: Queue<Arc<CachePadded<Slot>>>,
 }
 
@@ -127,6 +160,10 @@ impl Domain {
         Self {
             epoch: CachePadded::new(AtomicU64::new(1)),
             registry: Mutex::new(Vec::new()),
+            owned: Mutex::new(List {
+                next: 0,
+                pins: BTreeMap::new(),
+            }),
             free: Queue::new(),
         }
     }
@@ -162,7 +199,8 @@ impl Domain {
             // Acquire: partners are the Releases in `publish` and `clear`.
             .map(|entry| entry.slot.epoch.load(Ordering::Acquire))
             .filter(|epoch| *epoch != NOT_PINNED);
-        pinned.min().map_or(now, |oldest| oldest.min(now))
+        let owned = lock(&self.owned).oldest().map(|pin| pin.epoch);
+        pinned.chain(owned).min().map_or(now, |pin| pin.min(now))
     }
 
     /// Whether nobody is pinned who could see what the caller has just unlinked.
@@ -173,14 +211,18 @@ impl Domain {
         let mut slots = registry.iter();
         // Acquire: partners are the Releases in `publish` and `clear`.
         slots.all(|entry| entry.slot.epoch.load(Ordering::Acquire) == NOT_PINNED)
+            && lock(&self.owned).pins.is_empty()
     }
 
     /// Pins held now, and the oldest of them.
     pub(super) fn pins(&self, now: Mono) -> (usize, Option<OldestPin>) {
         let mut registry = lock(&self.registry);
-        let pins: Vec<_> = registry.iter_mut().filter_map(|e| e.look(now)).collect();
+        let mut pins: Vec<_> = registry.iter_mut().filter_map(|e| e.look(now)).collect();
         let count = pins.len();
-        (count, pins.into_iter().max_by_key(|pin| pin.age))
+        let owned = lock(&self.owned);
+        pins.extend(owned.oldest().map(|pin| pin.look(now)));
+        let oldest = pins.into_iter().max_by_key(|pin| pin.age);
+        (count + owned.pins.len(), oldest)
     }
 
     /// Pins held for `after` or longer that were not reported yet.
@@ -195,13 +237,53 @@ impl Domain {
                 found.push(pin);
             }
         }
+        let mut owned = lock(&self.owned);
+        for pin in owned.pins.values_mut() {
+            let seen = pin.look(now);
+            if seen.age < after {
+                break;
+            }
+            if !std::mem::replace(&mut pin.is_reported, true) {
+                found.push(seen);
+            }
+        }
         found
     }
 
-    /// How many slots were ever made.
+    /// What is kept for pins, held or not.
     #[cfg(all(test, not(loom)))]
-    pub(super) fn slots(&self) -> usize {
-        lock(&self.registry).len()
+    pub(super) fn kept(&self) -> usize {
+        lock(&self.registry).len() + lock(&self.owned).pins.len()
+    }
+
+    /// Adds an owned pin: its number and epoch.
+    fn enter(&self, since: Mono, label: Option<&str>) -> (u64, u64) {
+        let label = label.map(Arc::from);
+        let mut owned = lock(&self.owned);
+        let (number, epoch) = (owned.next, self.epoch());
+        owned.next += 1;
+        owned.pins.insert(
+            number,
+            Owned {
+                epoch,
+                since,
+                label,
+                is_reported: false,
+            },
+        );
+        drop(owned);
+        fence_before_look();
+        (number, epoch)
+    }
+
+    /// Takes an owned pin out. Returns whether anything can have become safe by that: it was the
+    /// last one of the oldest epoch.
+    fn leave(&self, number: u64) -> bool {
+        let mut owned = lock(&self.owned);
+        let gone = owned.pins.remove(&number);
+        let oldest = owned.oldest().map(|pin| pin.epoch);
+        drop(owned);
+        gone.is_some_and(|gone| oldest.is_none_or(|oldest| gone.epoch < oldest))
     }
 
     fn take_slot(&self) -> Arc<CachePadded<Slot>> {
@@ -232,7 +314,6 @@ impl Participant {
     pub(super) fn new(books: Arc<dyn Books>, domain: Arc<Domain>, label: Option<&str>) -> Self {
         let slot = domain.take_slot();
         *lock(&slot.label) = label.map(Arc::from);
-        slot.since.store(0, Ordering::Relaxed);
         Self {
             books,
             domain,
@@ -290,11 +371,12 @@ impl Drop for Pin<'_> {
     }
 }
 
-/// A pin with a slot of its own: it may go from thread to thread and be held across awaits.
+/// A pin that may go from thread to thread and be held across awaits.
 pub struct OwnedPin {
     books: Arc<dyn Books>,
     domain: Arc<Domain>,
-    slot: Arc<CachePadded<Slot>>,
+    number: u64,
+    epoch: u64,
 }
 
 impl OwnedPin {
@@ -302,31 +384,27 @@ impl OwnedPin {
         books: Arc<dyn Books>,
         domain: Arc<Domain>,
         label: Option<&str>,
-        clock: &dyn Clock,
+        since: Mono,
     ) -> Self {
-        let slot = domain.take_slot();
-        *lock(&slot.label) = label.map(Arc::from);
-        let since = clock.now().0.saturating_add(1);
-        slot.since.store(since, Ordering::Relaxed);
-        slot.publish(domain.epoch());
+        let (number, epoch) = domain.enter(since, label);
         Self {
             books,
             domain,
-            slot,
+            number,
+            epoch,
         }
     }
 
     /// The epoch it saw.
     pub fn epoch(&self) -> u64 {
-        self.slot.epoch.load(Ordering::Relaxed)
+        self.epoch
     }
 }
 
 impl Drop for OwnedPin {
     fn drop(&mut self) {
-        self.slot.clear();
-        *lock(&self.slot.label) = None;
-        self.domain.free.push(Arc::clone(&self.slot));
-        self.books.on_unpin(&self.books);
+        if self.domain.leave(self.number) {
+            self.books.on_unpin(&self.books);
+        }
     }
 }

@@ -229,19 +229,24 @@ impl<W: Work> Inner<W> {
 
     /// Seals what was pushed and finds out what is safe. Returns whether anything is.
     fn open_bags(&self, limbo: &mut Limbo<W>) -> bool {
+        self.seal(limbo);
+        if limbo.len() == 0 {
+            return false;
+        }
+        limbo.open_below(self.domain.safe());
+        limbo.ready() > 0
+    }
+
+    /// Seals what was pushed, and moves the global epoch past it.
+    pub(super) fn seal(&self, limbo: &mut Limbo<W>) {
         let early = planted!("epoch_seal_local").then_some(limbo.sealed_at);
         if self.inbox.empty_into(limbo) {
             let epoch = self.domain.seal_epoch();
             limbo.seal(early.unwrap_or(epoch));
         }
-        if limbo.len() == 0 {
-            return false;
-        }
-        if self.domain.epoch() <= limbo.sealed_at {
+        if limbo.len() > 0 && self.domain.epoch() <= limbo.sealed_at {
             self.domain.advance();
         }
-        limbo.open_below(self.domain.safe());
-        limbo.ready() > 0
     }
 
     /// Runs one batch of what is ready. Returns how many ran, and the time after.

@@ -159,7 +159,7 @@ fn a_permit_that_is_not_used_gives_its_room_back() {
         let hour = Duration::from_secs(3600);
         std::thread::spawn(move || collector.defer(Diary::default().task(1), 0, hour).is_ok())
     };
-    while collector.statistics(Mono(0)).pins > 0 {
+    while collector.0.bounds.waiters() == 0 {
         std::thread::yield_now();
     }
     drop(permit);

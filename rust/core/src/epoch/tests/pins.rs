@@ -130,15 +130,81 @@ fn a_participants_pin_ages_from_when_it_was_first_seen() {
 }
 
 #[test]
-fn slots_are_used_again() {
-    // Ten thousand pins one after the other need one slot, and its label does not stay.
+fn nothing_is_kept_for_pins_that_are_gone() {
+    // Ten thousand pins at once leave nothing behind, not even a label.
     let (collector, clock) = quiet();
-    for _ in 0..10_000 {
-        drop(collector.pin(Some("short")));
-    }
+    let pins: Vec<_> = (0..10_000).map(|_| collector.pin(Some("short"))).collect();
+    assert_eq!(collector.0.domain.kept(), 10_000);
+    drop(pins);
+    assert_eq!(collector.0.domain.kept(), 0);
     let _pin = collector.pin(None);
     let seen = collector.statistics(clock.now());
     assert_eq!(seen.pins, 1);
     assert_eq!(seen.oldest_pin.unwrap().label, None);
-    assert_eq!(collector.0.domain.slots(), 1);
+}
+
+#[test]
+fn slots_of_participants_are_used_again() {
+    // Ten thousand participants one after the other need one slot, and its label does not stay.
+    let (collector, clock) = quiet();
+    for _ in 0..10_000 {
+        drop(collector.participant(Some("short")));
+    }
+    let participant = collector.participant(None);
+    let _pin = participant.pin();
+    let seen = collector.statistics(clock.now());
+    assert_eq!(seen.oldest_pin.unwrap().label, None);
+    assert_eq!(collector.0.domain.kept(), 1);
+}
+
+/// Counts how often it is read: once and more for each collection.
+#[derive(Debug, Default)]
+struct Counting(std::sync::atomic::AtomicU64);
+
+impl Clock for Counting {
+    fn now(&self) -> Mono {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Mono(0)
+    }
+
+    fn wall_ns(&self) -> i64 {
+        0
+    }
+}
+
+#[test]
+fn only_the_last_of_the_oldest_pins_collects_when_it_leaves() {
+    // A thousand readers leave one after the other while work waits for the last: the others
+    // cannot have made anything safe, so they do not look.
+    let clock = Arc::new(Counting::default());
+    let looks = || clock.0.load(std::sync::atomic::Ordering::Relaxed);
+    let settings = Settings {
+        min_batch: 1,
+        ..Settings::default()
+    };
+    let collector = Collector::new(settings, Arc::<Counting>::clone(&clock)).unwrap();
+    let diary = Diary::default();
+    let mut pins: Vec<_> = (0..1000).map(|_| collector.pin(None)).collect();
+    defer(&collector, diary.task(1));
+    collector.seal();
+    pins.extend((0..1000).map(|_| collector.pin(None)));
+    let before = looks();
+    let last = pins.swap_remove(7);
+    drop(pins);
+    assert_eq!((looks(), diary.seen()), (before, vec![]));
+    drop(last);
+    assert_eq!(diary.seen(), [1]);
+}
+
+#[test]
+fn a_pin_taken_after_the_seal_does_not_hold_back_what_came_before() {
+    // Whoever seals before it pins cannot have found what was retired before.
+    let (collector, _clock) = quiet();
+    let diary = Diary::default();
+    defer(&collector, diary.task(1));
+    collector.seal();
+    let _late = collector.pin(None);
+    defer(&collector, diary.task(2));
+    assert_eq!(collector.collect(Budget::ALL), 1);
+    assert_eq!(diary.seen(), [1]);
 }

@@ -321,6 +321,24 @@ fn an_owner_that_brings_the_handler_runs_it_with_what_it_borrows() {
 }
 
 #[test]
+fn the_last_pin_of_a_closed_collector_waits_for_who_collects() {
+    // Another thread looked at the pins before this one left, and is not done: nobody comes
+    // after us, so what we held back is ours to run.
+    let (collector, _clock) = quiet();
+    let (diary, pin) = (Diary::default(), collector.pin(None));
+    defer(&collector, diary.task(1));
+    collector.close();
+    let limbo = collector.0.limbo.lock().unwrap();
+    let leaver = std::thread::spawn(move || drop(pin));
+    while collector.statistics(Mono(0)).pins > 0 {
+        std::thread::yield_now();
+    }
+    drop(limbo);
+    leaver.join().unwrap();
+    assert_eq!(diary.seen(), [1]);
+}
+
+#[test]
 fn unpinning_collects_without_a_next_push_or_tick() {
     // What a pin held back does not wait for the next user.
     let (collector, _clock) = with(Settings {
