@@ -930,7 +930,7 @@ def close_engines(timeout_s: float) -> None:
     """
 
 def shut_gate() -> None:
-    """Let nobody but this thread into the interpreter from here any more; wait for those who are in."""
+    """Let nobody but this thread call into Python from here any more; wait for those who do."""
 
 def end_bridge(timeout_s: float) -> None:
     """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""

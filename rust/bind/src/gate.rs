@@ -76,7 +76,7 @@ pub fn build(module: &Bound<'_, PyModule>) -> PyResult<()> {
     Ok(())
 }
 
-/// Let nobody but this thread into the interpreter from here any more; wait for those who are in.
+/// Let nobody but this thread call into Python from here any more; wait for those who do.
 #[pyfunction]
 pub fn shut_gate(py: Python<'_>) {
     let origin = Origin::here().ok();

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import socket
 import threading
@@ -55,28 +54,26 @@ def _send_numbers(to: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("bound", [_timeout, _wait_for, _cancel_soon])
-@pytest.mark.parametrize("exact", [False, True])
-def test_no_byte_of_a_stream_is_lost(engines: Engines, bound: Any, exact: bool) -> None:
+@pytest.mark.parametrize("length", [4096, 16])
+def test_no_byte_of_a_stream_is_lost(engines: Engines, bound: Any, length: int) -> None:
     # A peer that never pauses, and receives that are cancelled at every stage all the time: the
     # bytes that come out are the bytes that went in, in their order.
-    length = 16 if exact else 4096
+    exact = length == 16
 
     async def main(io: IoEngine) -> None:
         left, right = socket.socketpair()
         with right:
             sending = threading.Thread(target=_send_numbers, args=(left,))
             sending.start()
-            seen, cancels = bytearray(), 0
-            try:
-                while True:
-                    try:
-                        seen += await bound(lambda: io.recv(right, length, exact=exact))
-                    except TimeoutError:
-                        cancels += 1
-            except EndOfStream as end:
-                assert end.got == 0
-            finally:
-                sending.join()
+            seen, has_ended = bytearray(), False
+            while not has_ended:
+                try:
+                    seen += await bound(lambda: io.recv(right, length, exact=exact))
+                except TimeoutError:
+                    pass
+                except EndOfStream as end:
+                    has_ended = end.got == 0
+            sending.join()
             assert seen == b"".join(b"%04d" % n for n in range(COUNT))
 
     engines.run(main)
@@ -149,7 +146,7 @@ def test_an_answer_that_found_its_task_cancelled(engines: Engines) -> None:
     async def main(io: IoEngine) -> None:
         with pair() as (left, right):
             receiving = io.recv(right, 100)
-            future = receiving.send(None)
+            future: Any = receiving.send(None)
             future._asyncio_future_blocking = False
             left.sendall(b"kept")
             await asyncio.wait([future])
@@ -167,7 +164,6 @@ def test_a_receive_that_is_dropped_takes_nothing(engines: Engines) -> None:
         with pair() as (left, right):
             with pytest.warns(RuntimeWarning, match="never awaited"):
                 io.recv(right, 100)
-                gc.collect()
             left.sendall(b"kept")
             await until(lambda: io.statistics().pending == 0)
             await asyncio.sleep(0)

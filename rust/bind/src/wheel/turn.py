@@ -11,7 +11,7 @@ def run(turn):
                 call(*args)
             except (SystemExit, KeyboardInterrupt):
                 raise
-            except BaseException as failed:
+            except BaseException as failed:  # noqa: BLE001 - as the loop does
                 message = "Exception in a callback of a TimeoutWheel"
                 context = {"message": message, "exception": failed}
                 turn.failed().call_exception_handler(context)
