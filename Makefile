@@ -70,6 +70,10 @@ bench-left-out: ## What the ring offers and the engine does not use, each agains
 	@cargo run --locked --quiet --release --package millrace-benches --bin left_out -- \
 	  --work $(CURDIR)/target --out $(CURDIR)/benches/report/left-out.md $(BENCH_ARGS)
 
+.PHONY: bench-extents
+bench-extents: build ## What a log's files should be made of and be written from; BENCH_ARGS=--quick for less
+	@$(PY) benches/python/extents.py --work $(CURDIR)/target $(BENCH_ARGS)
+
 .PHONY: bench-timers
 bench-timers: build-bench ## The timeout wheel against the loop's own timers, and its core with criterion
 	@$(PY) benches/python/timers.py $(BENCH_ARGS)

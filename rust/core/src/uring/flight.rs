@@ -55,6 +55,8 @@ pub(super) struct Flight {
     class: Class,
     /// Asked to be given up: no further submission follows.
     cancelled: bool,
+    /// Nobody is there for what it brings.
+    disowned: bool,
     /// The submission under way waits until the socket is ready; the transfer comes after it.
     until_ready: bool,
     /// Carried out by a worker of the kernel from the start: it may block, or was told to wait.
@@ -179,6 +181,7 @@ impl Flight {
             asked: 0,
             class,
             cancelled: false,
+            disowned: false,
             until_ready: false,
             apart: class == Class::Background,
             durable: false,
@@ -291,6 +294,40 @@ impl Flight {
     /// From now on nothing follows the submission under way.
     pub(super) fn give_up(&mut self) {
         self.cancelled = true;
+    }
+
+    /// Nobody is there any more, whatever it brings.
+    pub(super) fn disown(&mut self) {
+        self.disowned = !planted!("uring_disowned_are_lost");
+    }
+
+    /// What the stash of its socket had for a receive: the answer, if that was enough.
+    pub(super) fn begin(&mut self) -> Option<Answer> {
+        let Work::Recv { exact } = self.work else {
+            return None;
+        };
+        let (stash, buffer) = (self.file.as_ref()?.stash()?, self.buffer.as_mut()?);
+        let kept = stash.take(&mut buffer[self.moved..]);
+        self.moved += kept;
+        let is_over = kept > 0 && (!exact || self.moved == self.length);
+        is_over.then(|| self.answer())
+    }
+
+    /// What a receive has moved and nobody will get goes to the stash of its socket. Before the
+    /// next one begins there.
+    pub(super) fn put_back(&self) {
+        let Work::Recv { exact } = self.work else {
+            return;
+        };
+        let is_answer = self.moved > 0 && (!exact || self.moved == self.length);
+        let cut_short = self.cancelled && !is_answer && !planted!("uring_parts_are_lost");
+        let lost = self.disowned || cut_short;
+        if let (true, Some(stash), Some(buffer)) =
+            (lost, self.file.as_ref().and_then(File::stash), &self.buffer)
+            && self.moved > 0
+        {
+            stash.put_back(&buffer[..self.moved]);
+        }
     }
 
     /// Ends a flight that was given up between two submissions.

@@ -473,6 +473,16 @@ impl Backend for UringBackend {
         self.give_up(token)
     }
 
+    fn disown(&mut self, token: Token) {
+        if self.origin.is_forked_child() {
+            return;
+        }
+        let key = self.keys.get(&token).copied();
+        if let Some(flight) = key.and_then(|key| self.table.get(key)) {
+            flight.disown();
+        }
+    }
+
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
         self.origin.check()?;
         if self.closed {
