@@ -3,9 +3,10 @@
 //! A bug stands in the engine behind `planted!("name")`; `rust/mutants.toml` says which test must
 //! notice it. For each: name the bug to the process, run, and demand a failure within a bounded
 //! time. A build that fails is an error, not a kill, and every killer must first pass in the same
-//! build without a bug.
+//! build without a bug. A test of the Python suite sees a copy of the package with such a build in
+//! it.
 //!
-//! The switch that compiles the bugs in reaches only the engine: this program stands in as the
+//! The switch that compiles the bugs in reaches only the engine and its binding: this program stands in as the
 //! workspace's rustc wrapper. Cargo keys its cache by the wrapper's path, so that build lies beside
 //! the others, and one serves all bugs: the environment chooses among them.
 
@@ -24,6 +25,10 @@ const WRAPPER_SWITCH: &str = "MILLRACE_PLANTED_BUG_WRAPPER";
 /// Names the bug to the engine, see `rust/core/src/planted.rs`.
 const BUG: &str = "MILLRACE_PLANTED_BUG";
 const SECONDS_DEFAULT: u64 = 120;
+/// The interpreter that runs the Python suite, from the repository root.
+const PYTHON: &str = ".venv/bin/python";
+/// Where the copy of the package stands.
+const STAGE: &str = "target/planted-python";
 
 /// One planted bug and the test that must notice it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +38,9 @@ pub struct Mutant {
     bug: String,
     /// Explored by loom instead of run.
     loom: bool,
-    /// Arguments of `cargo test` that select the killer.
+    /// The killer is a test of the Python suite.
+    python: bool,
+    /// Arguments of `cargo test`, or of pytest, that select the killer.
     killer: String,
     /// How long the killer may take. Hanging counts as noticing only if `hangs` says so.
     seconds: u64,
@@ -97,6 +104,7 @@ fn from_table(mut table: BTreeMap<String, String>) -> Result<Mutant, String> {
         name,
         bug,
         loom: flag("loom"),
+        python: flag("python"),
         killer,
         seconds,
         hangs: flag("hangs"),
@@ -166,20 +174,31 @@ fn check_killers(root: &Path, chosen: &[&Mutant]) -> Result<(), String> {
 }
 
 fn execute(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Verdict, String> {
-    let mut build = killer_command(root, mutant, None)?;
+    let mut build = if mutant.python {
+        let mut build = cargo(root, mutant, "build")?;
+        build.args(["--package", "millrace-bind", "--no-default-features"]);
+        build.env("PYO3_PYTHON", root.join(PYTHON));
+        build
+    } else {
+        let mut build = killer_command(root, mutant, None)?;
+        build.arg("--no-run");
+        build
+    };
     let built = build
-        .arg("--no-run")
         .output()
         .map_err(|error| format!("cannot run cargo: {error}"))?;
     if !built.status.success() {
         let why = String::from_utf8_lossy(&built.stderr).into_owned();
         return Err(format!("`{}` does not build:\n{why}", mutant.name));
     }
+    if mutant.python {
+        stage_package(root).map_err(|error| format!("cannot copy the package: {error}"))?;
+    }
     let mut child = killer_command(root, mutant, planted)?
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .map_err(|error| format!("cannot run cargo: {error}"))?;
+        .map_err(|error| format!("cannot run the killer: {error}"))?;
     let deadline = Instant::now() + Duration::from_secs(mutant.seconds);
     loop {
         if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
@@ -197,6 +216,34 @@ fn execute(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Verdic
     }
 }
 
+/// A copy of the package with the extension that was just built, for [`STAGE`] to be found first.
+fn stage_package(root: &Path) -> std::io::Result<()> {
+    let stage = root.join(STAGE);
+    if stage.exists() {
+        fs::remove_dir_all(&stage)?;
+    }
+    copy_sources(&root.join("python/millrace"), &stage.join("millrace"))?;
+    let built = root.join("target/fast/lib_core.so");
+    fs::copy(built, stage.join("millrace/_core.so")).map(drop)
+}
+
+/// Everything but extensions and what Python has compiled.
+fn copy_sources(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name());
+        if entry.file_type()?.is_dir() {
+            if name != "__pycache__" {
+                copy_sources(&path, &to.join(name))?;
+            }
+        } else if path.extension().is_none_or(|kind| kind != "so") {
+            fs::copy(&path, to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 /// Ends cargo and the test it started: they share a process group of their own.
 fn end_group(child: &mut std::process::Child) {
     let group = format!("-{}", child.id());
@@ -205,13 +252,43 @@ fn end_group(child: &mut std::process::Child) {
 }
 
 fn killer_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Command, String> {
+    let mut command = if mutant.python {
+        pytest(root)?
+    } else {
+        cargo(root, mutant, "test")?
+    };
+    command.args(mutant.killer.split_whitespace());
+    if let Some(name) = planted {
+        command.env(BUG, name);
+    }
+    Ok(command)
+}
+
+fn pytest(root: &Path) -> Result<Command, String> {
+    use std::os::unix::process::CommandExt;
+    let python = root.join(PYTHON);
+    if !python.exists() {
+        return Err("a test of the Python suite is a killer: `make build` first".to_owned());
+    }
+    let mut command = Command::new(python);
+    command
+        .current_dir(root)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .env("PYTHONPATH", root.join(STAGE))
+        .env_remove(BUG)
+        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
+    Ok(command)
+}
+
+fn cargo(root: &Path, mutant: &Mutant, what: &str) -> Result<Command, String> {
     use std::os::unix::process::CommandExt;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(root)
         .process_group(0)
         .stdin(Stdio::null());
-    command.args(["test", "--quiet", "--locked", "--profile", "fast"]);
+    command.args([what, "--quiet", "--locked", "--profile", "fast"]);
     let target = if mutant.loom {
         command.env("RUSTFLAGS", "--cfg loom");
         root.join("target/loom")
@@ -223,11 +300,7 @@ fn killer_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result
         .env("CARGO_TARGET_DIR", &target)
         .env("RUSTC_WORKSPACE_WRAPPER", wrapper(&target)?)
         .env(WRAPPER_SWITCH, "1")
-        .env_remove(BUG)
-        .args(mutant.killer.split_whitespace());
-    if let Some(name) = planted {
-        command.env(BUG, name);
-    }
+        .env_remove(BUG);
     Ok(command)
 }
 
@@ -267,7 +340,7 @@ pub fn wrapped_rustc() -> Option<ExitCode> {
 fn planted_arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let is_engine = arguments
         .windows(2)
-        .any(|w| w[0] == "--crate-name" && w[1] == "millrace_core");
+        .any(|w| w[0] == "--crate-name" && (w[1] == "millrace_core" || w[1] == "_core"));
     if is_engine {
         arguments.push("--cfg".into());
         arguments.push("planted".into());
@@ -309,11 +382,13 @@ mod tests {
     }
 
     #[test]
-    fn only_the_engine_is_built_with_the_bugs() {
+    fn only_engine_and_binding_are_built_with_the_bugs() {
         // Belief: dependencies, tests and this program are compiled as they are.
         let plain = |krate: &str| vec![OsString::from("--crate-name"), krate.into()];
         assert_eq!(planted_arguments(plain("crossbeam")), plain("crossbeam"));
-        let engine = planted_arguments(plain("millrace_core"));
-        assert_eq!(engine[2..], [OsString::from("--cfg"), "planted".into()]);
+        for krate in ["millrace_core", "_core"] {
+            let planted = planted_arguments(plain(krate));
+            assert_eq!(planted[2..], [OsString::from("--cfg"), "planted".into()]);
+        }
     }
 }

@@ -14,7 +14,11 @@ pub fn check_table(root: &Path, sources: &[Source]) -> Result<Vec<Finding>, Stri
         .collect();
     let engine: Vec<&Source> = sources
         .iter()
-        .filter(|source| source.language == Language::Rust && source.path.starts_with("rust/core/"))
+        .filter(|source| source.language == Language::Rust)
+        .filter(|source| {
+            let path = &source.path;
+            path.starts_with("rust/core/") || path.starts_with("rust/bind/")
+        })
         .collect();
     Ok(compare(&listed, &engine))
 }
