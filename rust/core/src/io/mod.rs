@@ -61,7 +61,7 @@ pub(crate) mod vectors;
 pub(crate) mod worker;
 
 pub use blocking::{Blocking, Wanted};
-pub use buffer::{BLOCK, Buffer};
+pub use buffer::{BLOCK, Buffer, HUGE};
 pub use execute::{Alignment, Durability, direct_alignment};
 pub use file::{Access, File, Open, WeakFile};
 #[cfg(any(test, feature = "testing"))]
