@@ -775,6 +775,8 @@ def test_statistics_add_up(engines: Engines, tmp_path: Path) -> None:
             for n in range(10):
                 await io.write_at(file, b"x", n)
             await io.sync(file)
+        # The last answer is given before the numbers are told.
+        await until(lambda: io.statistics().pending == 0)
         seen = io.statistics()
         assert (seen.submitted, seen.completed, seen.failed) == (13, 13, 0)
         assert (seen.pending, seen.in_flight, seen.state) == (0, 0, "open")

@@ -32,6 +32,15 @@ impl UringBackend {
         });
     }
 
+    /// Shortens a wait to the next flight that is to be tried again.
+    pub(super) fn until_retry(&self, now: Mono, left: Option<Duration>) -> Option<Duration> {
+        let next = self.later.iter().map(|(due, _)| due.since(now)).min();
+        match (left, next) {
+            (Some(left), Some(next)) => Some(left.min(next)),
+            (left, next) => left.or(next),
+        }
+    }
+
     /// See [`Backend::due`](crate::io::Backend::due).
     pub(super) fn next_attempt(&self) -> Option<Mono> {
         if self.closed || self.origin.is_forked_child() || planted!("uring_retries_unannounced") {

@@ -177,15 +177,6 @@ impl UringBackend {
         }
     }
 
-    /// Shortens a wait to the next flight that is to be tried again.
-    fn until_retry(&self, now: Mono, left: Option<Duration>) -> Option<Duration> {
-        let next = self.later.iter().map(|(due, _)| due.since(now)).min();
-        match (left, next) {
-            (Some(left), Some(next)) => Some(left.min(next)),
-            (left, next) => left.or(next),
-        }
-    }
-
     /// What the threads did.
     fn collect(&mut self) {
         self.worker.collect(&mut self.ready, &mut self.effort);
