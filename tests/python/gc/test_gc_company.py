@@ -257,6 +257,34 @@ def test_the_cycle_collector_leaves_pending_arguments_alone() -> None:
     assert early == []
 
 
+def test_what_lies_on_a_desk_is_no_garbage() -> None:
+    # Belief: only a cycle leads to the collector any more, but a loop holds the call, and runs it.
+    ran: list[int] = []
+
+    class Node:
+        def __init__(self) -> None:
+            self.gc = millrace.EpochGC()
+
+        def clean(self) -> None:
+            ran.append(1)
+
+    async def main() -> None:
+        node = Node()
+        with node.gc.pin():
+            node.gc.defer(node.clean)
+        thread = threading.Thread(target=node.gc.close)
+        thread.start()
+        thread.join(60)
+        del node, thread
+        cycles.collect()
+        assert ran == []
+        async with asyncio.timeout(10):
+            while not ran:
+                await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
 def test_a_cycle_through_a_pin_is_collected() -> None:
     # Belief: a pin that is not entered hides nothing from the cycle collector.
     ran: list[int] = []

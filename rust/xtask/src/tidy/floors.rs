@@ -144,14 +144,14 @@ fn first_word(text: &str) -> String {
 const PACKAGE: &str = "python/millrace/";
 
 /// Only these may import the extension.
-const CORE_IMPORTERS: [&str; 5] = ["store", "namespace", "log", "io", "parts"];
+const CORE_IMPORTERS: [&str; 6] = ["store", "namespace", "log", "io", "parts", "opening"];
 
 fn python_floor(module: &str) -> Option<u32> {
     let top = module.split('.').next().unwrap_or_default();
     Some(match top {
         "types" | "settings" | "errors" | "clock" => 5,
         "sweep" if module.starts_with("sweep.sweeper") => 7,
-        "flow" | "sweep" => 6,
+        "flow" | "sweep" | "opening" => 6,
         "store" | "namespace" | "log" | "io" | "parts" => 7,
         "remote" | "metrics" | "testing" => 8,
         "cli" | "admin" => 9,
