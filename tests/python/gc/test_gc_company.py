@@ -295,8 +295,10 @@ def test_what_lies_on_a_desk_is_no_garbage() -> None:
         thread = threading.Thread(target=node.gc.close)
         thread.start()
         thread.join(60)
+        kept = weakref.ref(node)
         del node, thread
         cycles.collect()
+        assert kept() is not None
         assert ran == []
         async with asyncio.timeout(10):
             while not ran:
