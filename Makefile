@@ -59,10 +59,20 @@ bench-files: build-bench ## Files and sockets through the I/O engine against fio
 	@cargo build --locked --quiet --release --package millrace-benches --bin expire
 	@$(PY) benches/python/files.py $(BENCH_ARGS)
 
+.PHONY: bench-names
+bench-names: build-bench ## Opening, looking and closing through the I/O engine, and what the ring would do about names
+	@$(PY) benches/python/files.py --names --out build/bench-names $(BENCH_ARGS)
+	@cargo run --locked --quiet --release --package millrace-benches --bin left_out -- --names \
+	  --work $(CURDIR)/target --out $(CURDIR)/build/bench-names/names.md $(BENCH_ARGS)
+
 .PHONY: bench-left-out
 bench-left-out: ## What the ring offers and the engine does not use, each against the way it takes
 	@cargo run --locked --quiet --release --package millrace-benches --bin left_out -- \
 	  --work $(CURDIR)/target --out $(CURDIR)/benches/report/left-out.md $(BENCH_ARGS)
+
+.PHONY: bench-extents
+bench-extents: build ## What a log's files should be made of and be written from; BENCH_ARGS=--quick for less
+	@$(PY) benches/python/extents.py --work $(CURDIR)/target $(BENCH_ARGS)
 
 .PHONY: bench-timers
 bench-timers: build-bench ## The timeout wheel against the loop's own timers, and its core with criterion

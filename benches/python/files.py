@@ -6,7 +6,8 @@ from round to round. Every cell checks what it read. A contender that is not ins
 cannot do what is asked here, is a missing row.
 
     python benches/python/files.py            five rounds, about twelve minutes
-    python benches/python/files.py --quick    three short rounds, about two minutes
+    python benches/python/files.py --quick    three short rounds, about three minutes
+    python benches/python/files.py --names    only what is about names
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from files_cells import fill, run_cell
+from names_cells import fill_names, run_names
 from page import ROOT, Page, micro, milli, options, spawn, times
 from table import Spread, Table, ratio
 
@@ -37,7 +39,10 @@ OURS = ("millrace", "millrace, loop driver")
 CAIO = ("caio", "caio, deferred")
 COLD = (*OURS, "fio", *CAIO, "aiofiles", "threads")
 CACHED = (*OURS, "os.pread", *CAIO, "aiofiles", "threads")
+NAMES = (*OURS, "millrace on threads", "os", "aiofiles", "threads")
+NAME_WORK = ("stat", "open")
 DEPTHS = (16, 64, 256)
+NAME_DEPTHS = (1, 16, 64)
 
 
 @dataclass(frozen=True)
@@ -64,17 +69,26 @@ def cells(plan: Plan, work: Path) -> Iterator[list[Job]]:
         yield [{**cold, "workload": "cold", "tasks": depth, "contender": who} for who in COLD]
     for tasks in (1, 16):
         yield [{**cached, "workload": "cached", "tasks": tasks, "contender": w} for w in CACHED]
+    yield from name_cells(plan, work)
     for who in OURS:
         yield [{"workload": "late", "tasks": 10_000, "contender": who}]
         yield [{"workload": "expire", "tasks": 10_000, "contender": who, "seconds": 2.0}]
         yield [{"workload": "idle", "tasks": 0, "contender": who, "seconds": plan.idle_s}]
 
 
-def measure(plan: Plan, work: Path) -> list[dict[str, Any]]:
+def name_cells(plan: Plan, work: Path) -> Iterator[list[Job]]:
+    """Yield the groups of cells about names."""
+    names = {"seconds": plan.seconds / 2, "path": str(work / "names")}
+    for what in NAME_WORK:
+        for tasks in NAME_DEPTHS:
+            yield [{**names, "workload": what, "tasks": tasks, "contender": w} for w in NAMES]
+
+
+def measure(plan: Plan, work: Path, *, only_names: bool) -> list[dict[str, Any]]:
     """Run every cell in every round, each in a process of its own."""
     rows = []
     for number in range(plan.rounds):
-        for group in cells(plan, work):
+        for group in (name_cells if only_names else cells)(plan, work):
             random.Random(number).shuffle(group)
             for job in group:
                 argv = [sys.executable, __file__, "--cell", json.dumps(job)]
@@ -141,6 +155,16 @@ def cached_figures(table: Table, who: str) -> Iterator[Figure]:
     yield most("of 4096, suspended beyond one in 128", suspended, count, 0)
 
 
+def name_figures(table: Table, who: str) -> Iterator[Figure]:
+    """Yield what stats and openings cost against a hop to a thread, and against aiofiles."""
+    for what, case in zip(NAME_WORK, ("stat of a path", "open, stat and close"), strict=True):
+        for tasks in NAME_DEPTHS:
+            mine = table.by_round(what, who, tasks, "per_s")
+            for peer in ("millrace on threads", "aiofiles"):
+                found = ratio(mine, table.by_round(what, peer, tasks, "per_s"))
+                yield told(f"{case}, {tasks} at once ({who}), against {peer}", found, times)
+
+
 def waiting_figures(table: Table, who: str) -> Iterator[Figure]:
     """Yield what deadlines and idling are held to."""
     for workload, place in (("late", "the engine"), ("expire", "Python")):
@@ -161,8 +185,12 @@ def waiting_figures(table: Table, who: str) -> Iterator[Figure]:
     yield most(f"idle ({who}), wake-ups each second", wakes, lambda v: f"{v:.1f}", 0.5)
 
 
-def figures(table: Table) -> Iterator[Figure]:
+def figures(table: Table, *, only_names: bool) -> Iterator[Figure]:
     """Yield each figure: case, value, form, aim, and whether it is met."""
+    for who in OURS:
+        yield from name_figures(table, who)
+    if only_names:
+        return
     for depth in DEPTHS:
         for who in OURS:
             yield from cold_figures(table, who, depth)
@@ -172,11 +200,11 @@ def figures(table: Table) -> Iterator[Figure]:
         yield from waiting_figures(table, who)
 
 
-def aims(table: Table) -> Iterator[str]:
+def aims(table: Table, *, only_names: bool) -> Iterator[str]:
     """Yield the rows of the table of aims."""
     yield "| case | value | aim | |"
     yield "| --- | ---: | --- | --- |"
-    for case, found, form, aim, is_met in figures(table):
+    for case, found, form, aim, is_met in figures(table, only_names=only_names):
         if found is None:
             yield f"| {case} | - | {aim} | not measured |"
             continue
@@ -185,10 +213,10 @@ def aims(table: Table) -> Iterator[str]:
 
 
 def comparison(
-    table: Table, workload: str, many: tuple[int, ...], names: tuple[str, ...]
+    table: Table, workload: str, many: tuple[int, ...], names: tuple[str, ...], unit: str = "reads"
 ) -> Iterator[str]:
     """Yield the rows of a table of all contenders."""
-    yield "| reads/s (CPU for each) | " + " | ".join(f"{one} at once" for one in many) + " |"
+    yield f"| {unit}/s (CPU for each) | " + " | ".join(f"{one} at once" for one in many) + " |"
     yield "| --- |" + " ---: |" * len(many)
     for name in names:
         cells_of = []
@@ -207,15 +235,35 @@ def absent(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"- {who} ({workload}): {why}"
 
 
-def text(page: Page, plan: Plan, rows: list[dict[str, Any]]) -> str:
+def text(page: Page, plan: Plan, rows: list[dict[str, Any]], *, only_names: bool) -> str:
     """Return the page."""
     table = Table(row for row in rows if "missing" not in row)
     missing = list(absent(rows)) or ["- nobody"]
+    reads = "" if only_names else text_of_reads(table, plan)
     return f"""{page.head(plan.rounds, "What was read is compared.")}
 ## Aims
 
-{chr(10).join(aims(table))}
+{chr(10).join(aims(table, only_names=only_names))}
+{reads}
+## Names: stat of a path that the kernel knows
 
+{chr(10).join(comparison(table, "stat", NAME_DEPTHS, NAMES, "stats"))}
+
+## Names: open to read, stat of what is open, and close
+
+{chr(10).join(comparison(table, "open", NAME_DEPTHS, NAMES, "rounds"))}
+
+`os` is a plain loop with no event loop; `threads` is a hop to a thread of a pool for each call.
+
+## Missing
+
+{chr(10).join(missing)}
+"""
+
+
+def text_of_reads(table: Table, plan: Plan) -> str:
+    """Return what the page says about reads."""
+    return f"""
 ## Cold: random reads of 4 KiB, O_DIRECT, of a file of {plan.cold_bytes >> 20} MiB
 
 {chr(10).join(comparison(table, "cold", DEPTHS, COLD))}
@@ -228,21 +276,19 @@ CPU is that of the whole process, with the kernel's share. caio runs without its
 which makes it slower on two processors; `deferred` is its own way to submit once for many. Memory
 of caio and aiofiles is not aligned, as O_DIRECT asks: their cold reads go through the page cache,
 emptied of the file before, and so find some blocks there that they have read already.
-
-## Missing
-
-{chr(10).join(missing)}
 """
 
 
 def main() -> None:
     """Measure and report, or run a single cell."""
-    parser = options(__doc__, "shorter cells, about two minutes")
+    parser = options(__doc__, "shorter cells, about three minutes")
+    parser.add_argument("--names", action="store_true", help="only the cells about names")
     parser.add_argument("--work", type=Path, help="where the files lie; a disk, not a tmpfs")
     parser.add_argument("--cell", help=SUPPRESS)
     given = parser.parse_args()
     if given.cell:
-        print(json.dumps(run_cell(json.loads(given.cell))))
+        job = json.loads(given.cell)
+        print(json.dumps((run_names if job["workload"] in NAME_WORK else run_cell)(job)))
         return
     plan = QUICK if given.quick else FULL
     plan = replace(plan, rounds=given.rounds or plan.rounds)
@@ -251,12 +297,14 @@ def main() -> None:
     build.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.work or build) as name:
         work = Path(name)
-        fill(work / "cold", plan.cold_bytes)
-        fill(work / "cached", CACHED_BYTES)
+        fill_names(work / "names")
+        if not given.names:
+            fill(work / "cold", plan.cold_bytes)
+            fill(work / "cached", CACHED_BYTES)
         os.sync()
-        rows = measure(plan, work)
+        rows = measure(plan, work, only_names=given.names)
     raw = {"plan": asdict(plan), "cells": rows}
-    page.publish(given.out, "files", text(page, plan, rows), raw)
+    page.publish(given.out, "files", text(page, plan, rows, only_names=given.names), raw)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ __all__ = [
     "end_bridge",
     "open_log",
     "repair_log",
+    "shut_gate",
     "verify_log",
 ]
 
@@ -684,14 +685,14 @@ class IoEngine:
 
         Receives on one socket are served in the order of the calls, sends likewise.
 
-        Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
-        deadline passes. What is on its way when any receive is cancelled is lost too: to bound one,
-        use *timeout_s*, not `asyncio.timeout`.
+        Cancelling gives the receive up. What had come to it, or is on its way, is not lost: the
+        next receive on *sock* begins with it. So it is when the deadline passes.
 
         Raises:
             EndOfStream: If the peer ended the stream first.
 
-            IoTimeout: If the deadline passed; `done` says how many bytes had come.
+            IoTimeout: If the deadline passed; `done` says how many bytes had come, which the next
+                receive begins with.
         """
 
     def fallocate(
@@ -927,6 +928,9 @@ def close_engines(timeout_s: float) -> None:
     Waits for them and for those that were dropped: *timeout_s* for all together, and a little for
     what is cancelled then.
     """
+
+def shut_gate() -> None:
+    """Let nobody but this thread call into Python from here any more; wait for those who do."""
 
 def end_bridge(timeout_s: float) -> None:
     """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""

@@ -301,7 +301,16 @@ class BackendUnavailable(Error):  # noqa: N818 - a state of the machine
 
 
 class AbandonedError(Error):
-    """The engine gave up waiting for the kernel. The outcome is unknown; open again to see."""
+    """
+    The engine was shut down, or gave up waiting for the kernel, before this was finished.
+
+    Ask `indeterminate` whether something may have been changed; `done` bytes are known to be.
+    """
+
+    @property
+    def indeterminate(self) -> bool:
+        """Whether something may have been changed: a write or sync that was under way."""
+        return self._number("indeterminate") == 1
 
 
 def _fill_in(error: Exception, errno: int | None, path: str | None) -> None:

@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use millrace_core::io;
+use millrace_core::{Result, io, wal::Batch};
 use pyo3::{
     buffer::PyUntypedBuffer,
     exceptions::{PyBufferError, PyTypeError},
@@ -79,13 +79,15 @@ pub fn payload(
     Ok(view.copy())
 }
 
-/// Copies every item of an iterable of bytes-like objects that together `fit`, which is asked
-/// before anything is copied if the items are all there (a list, a tuple), and else, since a
-/// generator may use one buffer for all its items, before each copy.
-pub fn payloads<L: Default>(
+/// Copies every item of an iterable of bytes-like objects into a batch that `make` makes for so many
+/// items and bytes. Together they must `fit`, which is asked before anything is copied if the items
+/// are all there (a list, a tuple), and else, since a generator may use one buffer for all its
+/// items, before each copy.
+pub fn batch<L: Default>(
     items: &Bound<'_, PyAny>,
     fit: impl Fn(&mut L, usize) -> PyResult<()>,
-) -> PyResult<Vec<Box<[u8]>>> {
+    make: impl FnOnce(usize, usize) -> Result<Batch>,
+) -> PyResult<Batch> {
     if items.is_instance_of::<PyBytes>() || items.is_instance_of::<PyString>() {
         return Err(PyTypeError::new_err(
             "append_many() needs an iterable of bytes-like objects, not one of them; \
@@ -93,24 +95,28 @@ pub fn payloads<L: Default>(
         ));
     }
     let py = items.py();
+    let refused = |full| error::raise(py, &full);
+    let mut bytes = 0;
     if items.is_instance_of::<PyList>() || items.is_instance_of::<PyTuple>() {
         let mut load = L::default();
         for (index, item) in items.try_iter()?.enumerate() {
             let item = item?;
             let view = View::of(&item).map_err(|error| located(py, &error, index))?;
             fit(&mut load, view.len())?;
+            bytes += view.len();
         }
     }
     // A length is only a hint: it may be wrong, or of a `range` that nobody could copy.
-    let mut copies = Vec::with_capacity(items.len().unwrap_or(0).min(HINT_MAX));
+    let count = items.len().unwrap_or(0).min(HINT_MAX);
+    let mut batch = make(count, bytes).map_err(refused)?;
     let mut load = L::default();
     for (index, item) in items.try_iter()?.enumerate() {
         let item = item?;
         let view = View::of(&item).map_err(|error| located(py, &error, index))?;
         fit(&mut load, view.len())?;
-        copies.push(view.copy());
+        batch.push(view.bytes()).map_err(refused)?;
     }
-    Ok(copies)
+    Ok(batch)
 }
 
 /// Copies a bytes-like object, or a list or tuple of them one after the other, into memory of the

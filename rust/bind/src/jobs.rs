@@ -57,6 +57,14 @@ pub trait Answering: Send + Sync {
 
     /// Nobody waits any more.
     fn withdraw(&self) {}
+
+    /// Whether `take_back` means anything.
+    fn takes_back(&self) -> bool {
+        false
+    }
+
+    /// The value of the answer has found nobody.
+    fn take_back(&self, _value: &Bound<'_, PyAny>) {}
 }
 
 pub type Job = Box<dyn FnOnce() + Send>;

@@ -10,6 +10,7 @@
 //! shared                         what the handles of one log have in common
 //! wheel                          deadlines of an event loop, all on its one timer
 //! record, report, buffer, error  values across the line
+//! gate                           who is inside when the interpreter ends
 //! door                           the only way in and out of the interpreter
 //! ```
 
@@ -24,6 +25,7 @@ mod current;
 mod deliver;
 mod door;
 mod error;
+mod gate;
 mod gc;
 mod hand;
 mod io;
@@ -51,6 +53,7 @@ mod _core {
         bridge::end_bridge,
         check::{repair_log, verify_log},
         cleanup::{cleanup_done, cleanup_report},
+        gate::shut_gate,
         gc::{EpochGC, EpochPin},
         io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine, close_engines},
         log::Log,
@@ -69,6 +72,7 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::door::admit(module.py())?;
+        super::gate::build(module)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -106,11 +106,12 @@ impl Log {
     ) -> PyResult<Operation> {
         let level = level(durability)?;
         let log = self.here(py)?;
-        let payloads = buffer::payloads(items, |load, length| {
+        let fit = |load: &mut Load, length| {
             let admitted = log.appender.admit(load, length);
             admitted.map_err(|failed| error::raise(py, &failed))
-        })?;
-        let Some(value) = batch(payloads.len())? else {
+        };
+        let records = buffer::batch(items, fit, |count, bytes| log.appender.batch(count, bytes))?;
+        let Some(value) = batch(records.len())? else {
             let checked = log.appender.check_open();
             checked.map_err(|failed| error::raise(py, &failed))?;
             let next = log.appender.marks().appended.0 + 1;
@@ -118,7 +119,7 @@ impl Log {
             return Ok(Operation::quiet("append_many", Source::Known(empty)));
         };
         let hand = Hand::of(py, log)?;
-        let claimed = log.appender.append_many(payloads, || log.herald.clone());
+        let claimed = log.appender.append_many(records, || log.herald.clone());
         hand.urge(log);
         claimed_by(py, log, "append_many", claimed, level, value)
     }

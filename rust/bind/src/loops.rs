@@ -31,7 +31,7 @@ use millrace_core::{
 use pyo3::{PyTraverseError, PyVisit, intern, prelude::*, sync::PyOnceLock};
 
 use crate::{
-    cleanup, current, deliver, error,
+    cleanup, current, deliver, error, gate,
     io::Visit,
     jobs::Answering,
     lines::{Leaving, Lines, Queued, Waiter},
@@ -409,6 +409,9 @@ struct Drain(Arc<LoopPort>);
 #[pymethods]
 impl Drain {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(_inside) = gate::enter() else {
+            return Ok(());
+        };
         self.0.drain(py)
     }
 

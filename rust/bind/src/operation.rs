@@ -101,6 +101,14 @@ impl Source {
             Self::Mark { .. } | Self::Known(_) => false,
         }
     }
+
+    /// The job, if a value of it that finds nobody is to be given back.
+    fn takes_back(&self) -> Option<Arc<dyn Answering>> {
+        match self {
+            Self::Job(job) if job.takes_back() => Some(Arc::clone(job)),
+            _ => None,
+        }
+    }
 }
 
 /// An operation under way: started by the call that returned it, awaited once.
@@ -125,7 +133,7 @@ enum State {
         hold: Option<Hold>,
     },
     /// Done, and the loop was yielded to first.
-    Yielded(Py<PyAny>),
+    Yielded(Py<PyAny>, Option<Arc<dyn Answering>>),
     Spent,
 }
 
@@ -183,14 +191,17 @@ impl Operation {
     /// Advances like a coroutine: `Ok` is what the task shall wait for.
     fn step(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self.take() {
-            State::Fresh(source) | State::Begun(source) => match start(py, source)? {
-                Step::Ready(value) if is_fair() => Err(stop(value.unbind())),
-                Step::Ready(value) => {
-                    self.put(State::Yielded(value.unbind()));
-                    Ok(py.None())
+            State::Fresh(source) | State::Begun(source) => {
+                let job = source.takes_back();
+                match start(py, source)? {
+                    Step::Ready(value) if is_fair() => Err(stop(value.unbind())),
+                    Step::Ready(value) => {
+                        self.put(State::Yielded(value.unbind(), job));
+                        Ok(py.None())
+                    }
+                    Step::Wait(future, hold) => self.wait_for(future, hold),
                 }
-                Step::Wait(future, hold) => self.wait_for(future, hold),
-            },
+            }
             State::Waiting { future, hold } => {
                 let waited = future.bind(py);
                 if waited.call_method0(intern!(py, "done"))?.is_truthy()? {
@@ -200,7 +211,7 @@ impl Operation {
                 self.put(State::Waiting { future, hold });
                 Err(PyRuntimeError::new_err("await wasn't used with future"))
             }
-            State::Yielded(value) => Err(stop(value)),
+            State::Yielded(value, _) => Err(stop(value)),
             State::Spent => Err(self.spent()),
         }
     }
@@ -217,8 +228,9 @@ impl Operation {
         Ok(future)
     }
 
-    /// Nobody waits any more; an append still in line is taken back.
-    fn abandon(&self) {
+    /// Nobody waits any more; an append still in line is taken back, and what is there already goes
+    /// back to where it came from.
+    fn abandon(&self, py: Python<'_>) {
         match self.take() {
             State::Fresh(Source::InLine { pending, .. })
             | State::Begun(Source::InLine { pending, .. })
@@ -226,12 +238,15 @@ impl Operation {
             {
                 free(&pending);
             }
-            State::Fresh(Source::Job(job))
-            | State::Begun(Source::Job(job))
-            | State::Waiting {
+            State::Fresh(Source::Job(job)) | State::Begun(Source::Job(job)) => job.withdraw(),
+            State::Waiting {
                 hold: Some(Hold::Job(job)),
-                ..
-            } => job.withdraw(),
+                future,
+            } => match result_of(future.bind(py)) {
+                Some(value) if job.takes_back() => job.take_back(&value),
+                _ => job.withdraw(),
+            },
+            State::Yielded(value, Some(job)) => job.take_back(value.bind(py)),
             State::Waiting {
                 hold: Some(Hold::Line(line)),
                 ..
@@ -242,6 +257,18 @@ impl Operation {
             _ => {}
         }
     }
+}
+
+/// What a future was resolved with, if it was.
+fn result_of<'py>(future: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+    let py = future.py();
+    let says = |name| future.call_method0(name)?.is_truthy();
+    let is_done = says(intern!(py, "done")).unwrap_or(false);
+    let is_cancelled = says(intern!(py, "cancelled")).unwrap_or(true);
+    if !is_done || is_cancelled {
+        return None;
+    }
+    future.call_method0(intern!(py, "result")).ok()
 }
 
 /// Records that will never be written are given back to the allocator by a worker.
@@ -424,16 +451,16 @@ impl Operation {
         value: Option<Bound<'_, PyAny>>,
         traceback: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
-        let _ = (py, traceback);
-        self.abandon();
+        let _ = traceback;
+        self.abandon(py);
         Err(PyErr::from_value(
             value.filter(|v| !v.is_none()).unwrap_or(kind),
         ))
     }
 
     /// Stop waiting. What can still be taken back is.
-    fn close(&self) {
-        self.abandon();
+    fn close(&self, py: Python<'_>) {
+        self.abandon(py);
     }
 
     #[classmethod]
@@ -456,7 +483,7 @@ impl Operation {
             State::Fresh(Source::Known(held))
             | State::Begun(Source::Known(held))
             | State::Waiting { future: held, .. }
-            | State::Yielded(held) => visit.call(held),
+            | State::Yielded(held, _) => visit.call(held),
             State::Fresh(_) | State::Begun(_) | State::Spent => Ok(()),
         }
     }
@@ -480,7 +507,7 @@ impl Operation {
     fn __repr__(&self) -> String {
         let state = match &*lock(&self.state) {
             State::Fresh(_) => "not awaited",
-            State::Begun(_) | State::Waiting { .. } | State::Yielded(_) => "awaited",
+            State::Begun(_) | State::Waiting { .. } | State::Yielded(..) => "awaited",
             State::Spent => "spent",
         };
         format!("<millrace operation {}() {state}>", self.name)

@@ -39,6 +39,7 @@ use pyo3::{PyTraverseError, PyVisit, intern, prelude::*};
 use super::shared::Shared;
 use crate::{
     current::{self, Running},
+    gate,
     loops::LoopPort,
 };
 
@@ -257,6 +258,9 @@ impl Watch {
 #[pymethods]
 impl Watch {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(_inside) = gate::enter() else {
+            return Ok(());
+        };
         if self.is_timer {
             let fired = lock(&self.visit.timer).take();
             drop(fired);

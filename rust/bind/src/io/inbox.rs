@@ -10,7 +10,9 @@
 //! 1. An [`Inbox`] holds plain data, so the engine's threads may drop the last reference to it.
 //!    What belongs to Python, and the engine itself, is held by [`Waiting`], on the loop's side.
 //! 2. An inbox is filled at most once and emptied at most once.
-//! 3. A request counts as under way from its submission until it was answered or given up.
+//! 3. What comes to a receive that nobody waits for goes to the stash of its socket, whoever finds
+//!    out: [`Inbox::disown`], what fills it after that, or the core.
+//! 4. A request counts as under way from its submission until it was answered or given up.
 
 use std::sync::{
     Arc, Mutex, Weak,
@@ -19,12 +21,12 @@ use std::sync::{
 
 use millrace_core::{
     Result,
-    io::Leftovers,
+    io::{self, Leftovers},
     ioloop::{Answered, Id, Reply, Sink},
     sync::{Waker, lock},
 };
 
-use pyo3::prelude::*;
+use pyo3::{prelude::*, types::PyBytes};
 
 use super::{guest, outcome::Wanted, report, shared::Shared};
 use crate::{
@@ -45,6 +47,18 @@ enum State {
     Empty(Option<Waker>),
     Full(News),
     Taken,
+    /// A receive that nobody waits for: bytes go to the stash of its socket.
+    Unwanted(Id, io::File),
+}
+
+/// Puts back what a receive brought for nobody.
+fn put_back(id: Id, socket: &io::File, news: &News) {
+    if let (Some(stash), News::Answer(Ok(Reply::Bytes { buffer, length }))) = (socket.stash(), news)
+    {
+        // Too late if another receive was begun: those were asked for together, and each has what
+        // came in its turn.
+        let _ = stash.put_back_answer(id.0, &buffer[..*length]);
+    }
 }
 
 /// Where the engine puts an answer.
@@ -84,9 +98,32 @@ impl Inbox {
 
     fn fill(&self, news: News) {
         self.discount();
-        let before = std::mem::replace(&mut *lock(&self.state), State::Full(news));
+        let mut state = lock(&self.state);
+        if let State::Unwanted(id, socket) = &*state {
+            put_back(*id, socket, &news);
+            *state = State::Taken;
+            return;
+        }
+        let before = std::mem::replace(&mut *state, State::Full(news));
+        drop(state);
         if let State::Empty(Some(waker)) = before {
             waker.wake();
+        }
+    }
+
+    /// Nobody waits any more for what a receive brings; who was to be woken.
+    fn disown(&self, id: Id, socket: &io::File) -> Option<Waker> {
+        let mut state = lock(&self.state);
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Full(news) => {
+                put_back(id, socket, &news);
+                None
+            }
+            State::Empty(waker) => {
+                *state = State::Unwanted(id, socket.clone());
+                waker
+            }
+            State::Unwanted(..) | State::Taken => None,
         }
     }
 
@@ -94,7 +131,7 @@ impl Inbox {
     fn rouse(&self) {
         let waker = match &mut *lock(&self.state) {
             State::Empty(waker) => waker.take(),
-            State::Full(_) | State::Taken => None,
+            State::Full(_) | State::Taken | State::Unwanted(..) => None,
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -113,11 +150,12 @@ impl Inbox {
     }
 
     fn subscribe(&self, waker: Waker) -> bool {
-        if let State::Empty(subscriber) = &mut *lock(&self.state) {
-            *subscriber = Some(waker);
-            return true;
+        match &mut *lock(&self.state) {
+            State::Empty(subscriber) => *subscriber = Some(waker),
+            State::Unwanted(..) => {}
+            State::Full(_) | State::Taken => return false,
         }
-        false
+        true
     }
 }
 
@@ -144,23 +182,45 @@ pub struct Waiting {
     idle: Option<Id>,
     /// What shall become of the answer; gone once it was handed out.
     wanted: Mutex<Option<Wanted>>,
+    /// Of a receive: where what nobody takes goes back to.
+    socket: Option<io::File>,
     /// The loop that turns a guest engine for this, if it was asked for on one.
     turner: Weak<LoopPort>,
 }
 
 impl Waiting {
     pub fn new(engine: Arc<Shared>, inbox: Arc<Inbox>, idle: Option<Id>, wanted: Wanted) -> Self {
+        let socket = match &wanted {
+            Wanted::Received(socket) => Some(socket.clone()),
+            _ => None,
+        };
         Self {
             engine,
             inbox,
             idle,
+            socket,
             wanted: Mutex::new(Some(wanted)),
             turner: Weak::new(),
         }
     }
 
-    pub fn turned_by(self, turner: Weak<LoopPort>) -> Self {
-        Self { turner, ..self }
+    /// The loop that will turn a guest engine for this.
+    pub fn turned_by(&mut self, turner: Weak<LoopPort>) {
+        self.turner = turner;
+    }
+
+    fn disown(&self) -> Option<Waker> {
+        let (id, socket) = (self.idle?, self.socket.as_ref()?);
+        self.inbox.disown(id, socket)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let was_waiting = lock(&self.wanted).is_some();
+        if was_waiting && !self.engine.origin.is_forked_child() {
+            self.disown();
+        }
     }
 }
 
@@ -213,9 +273,27 @@ impl Answering for Waiting {
             let wanted = lock(&self.wanted).take();
             drop(wanted);
             self.inbox.discount();
+            let waker = self.disown();
             self.engine.forget(id);
             // The loop lets go of it.
             self.inbox.rouse();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    fn takes_back(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    fn take_back(&self, value: &Bound<'_, PyAny>) {
+        let stash = self.socket.as_ref().and_then(io::File::stash);
+        if let (Some(id), Some(stash), Ok(bytes)) = (self.idle, stash, value.cast::<PyBytes>())
+            && !self.engine.origin.is_forked_child()
+        {
+            // Too late if another receive was begun, as in `put_back`.
+            let _ = stash.put_back_answer(id.0, bytes.as_bytes());
         }
     }
 }

@@ -42,7 +42,6 @@ use arguments::{count, location, open_flags, size};
 use file::OpenFile;
 use outcome::{Place, Wanted};
 use shared::Shared;
-use sockets::Duplicate;
 
 pub use exit::close_engines;
 pub use file::File;
@@ -287,11 +286,8 @@ impl IoEngine {
             let wanted = Wanted::Count(Place::default());
             return Ok(self.shared.answered("send", Ok(Reply::Count(0)), wanted));
         }
-        let wanted = Wanted::Sent(Arc::clone(&socket));
-        let ask = Ask::Send {
-            socket: socket.file(),
-            buffers,
-        };
+        let wanted = Wanted::Sent(socket.clone());
+        let ask = Ask::Send { socket, buffers };
         self.shared.start(py, "send", ask, timeout, wanted)
     }
 
@@ -299,14 +295,14 @@ impl IoEngine {
     ///
     /// Receives on one socket are served in the order of the calls, sends likewise.
     ///
-    /// Cancelling gives the receive up. What had come of an exact one is lost; so it is when the
-    /// deadline passes. What is on its way when any receive is cancelled is lost too: to bound one,
-    /// use *timeout_s*, not `asyncio.timeout`.
+    /// Cancelling gives the receive up. What had come to it, or is on its way, is not lost: the
+    /// next receive on *sock* begins with it. So it is when the deadline passes.
     ///
     /// Raises:
     ///     EndOfStream: If the peer ended the stream first.
     ///
-    ///     IoTimeout: If the deadline passed; `done` says how many bytes had come.
+    ///     IoTimeout: If the deadline passed; `done` says how many bytes had come, which the next
+    ///         receive begins with.
     #[pyo3(signature = (sock, length, *, exact = false, timeout_s = None))]
     fn recv(
         &self,
@@ -322,9 +318,9 @@ impl IoEngine {
             return Err(PyValueError::new_err("length must be at least 1"));
         }
         let socket = self.socket(py, sock)?;
-        let wanted = Wanted::Received(Arc::clone(&socket));
+        let wanted = Wanted::Received(socket.clone());
         let ask = Ask::Recv {
-            socket: socket.file(),
+            socket,
             length,
             exact,
         };
@@ -520,7 +516,7 @@ impl IoEngine {
     }
 
     /// A socket for one request on this engine.
-    fn socket(&self, py: Python<'_>, socket: &Bound<'_, PyAny>) -> PyResult<Arc<Duplicate>> {
+    fn socket(&self, py: Python<'_>, socket: &Bound<'_, PyAny>) -> PyResult<io::File> {
         let fd = sockets::descriptor(socket)?;
         self.check(py)?;
         let lent = self.shared.sockets.lend(fd);

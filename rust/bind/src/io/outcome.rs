@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use millrace_core::{Error, ioloop::Reply};
+use millrace_core::{Error, io, ioloop::Reply};
 use pyo3::{IntoPyObjectExt, prelude::*};
 
 use super::{
@@ -14,7 +14,6 @@ use super::{
     memory::Reservation,
     report::{CloseReport, FileStatus},
     shared::Shared,
-    sockets::Duplicate,
 };
 use crate::{buffer, error};
 
@@ -65,9 +64,9 @@ pub enum Wanted {
     /// The bytes, put into a buffer of the engine's.
     Moved(Place, Reservation),
     /// How many bytes went out; the socket is kept for as long.
-    Sent(Arc<Duplicate>),
+    Sent(io::File),
     /// The bytes that came in; the socket is kept for as long.
-    Received(Arc<Duplicate>),
+    Received(io::File),
     /// An open file.
     File(PathBuf),
     /// What is known about a file.

@@ -106,7 +106,8 @@ impl Shared {
         };
         let turner = self.urge(py, alone)?;
         let idle = changes_nothing.then_some(id);
-        let waiting = Waiting::new(Arc::clone(self), inbox, idle, wanted).turned_by(turner);
+        let mut waiting = Waiting::new(Arc::clone(self), inbox, idle, wanted);
+        waiting.turned_by(turner);
         Ok(Operation::new(name, Source::Job(Arc::new(waiting))))
     }
 
@@ -134,7 +135,8 @@ impl Shared {
         let listener: Arc<dyn Sink> = Arc::<Inbox>::clone(&inbox);
         self.handle.close(timeout, Some((listener, 0)));
         let turner = self.urge(py, true)?;
-        let waiting = Waiting::new(Arc::clone(self), inbox, None, Wanted::End).turned_by(turner);
+        let mut waiting = Waiting::new(Arc::clone(self), inbox, None, Wanted::End);
+        waiting.turned_by(turner);
         let job: Arc<dyn Answering> = Arc::new(waiting);
         Ok(Operation::new("close", Source::Job(job)))
     }

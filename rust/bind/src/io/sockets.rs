@@ -5,17 +5,25 @@
 //! way on it at the same time. When the last of them is over the duplicate goes, and with it our
 //! share in the connection: closing a socket that nobody waits on closes it.
 //!
-//! Always true: sockets are told apart by inode, which no other one can have while a duplicate
-//! keeps it alive. A number or an address says nothing, because both are reused.
+//! # Always true
+//!
+//! 1. Sockets are told apart by inode, which no other one can have while a duplicate keeps it
+//!    alive. A number or an address says nothing, because both are reused.
+//! 2. Between two duplicates the stash of a socket stays here, under the kernel's cookie for it,
+//!    which no other socket ever gets; for as long as the program has the socket open.
 
 use std::{
     collections::HashMap,
     mem::MaybeUninit,
     os::fd::RawFd,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex},
 };
 
-use millrace_core::{Error, Result, io::File, sync::lock};
+use millrace_core::{
+    Error, Result,
+    io::{File, Stash, WeakFile},
+    sync::lock,
+};
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
     intern,
@@ -36,34 +44,58 @@ pub struct Sockets(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    known: HashMap<Inode, Weak<Duplicate>>,
+    known: HashMap<Inode, Known>,
     sweep_at: usize,
 }
 
-/// A descriptor of our own on a socket of the program.
-pub struct Duplicate(File);
+/// A socket of the program.
+struct Known {
+    /// Our own descriptor, while something is under way on it.
+    duplicate: WeakFile,
+    stash: Arc<Stash>,
+    cookie: Option<u64>,
+    /// The program's descriptor, as it was lent last.
+    number: RawFd,
+}
 
-impl Duplicate {
-    pub fn file(&self) -> File {
-        self.0.clone()
+impl Known {
+    /// Whether anybody may come for it again.
+    fn is_of_use(&self) -> bool {
+        let is_open = || self.cookie.is_some() && cookie(self.number) == self.cookie;
+        !self.duplicate.is_gone() || (!self.stash.is_empty() && is_open())
     }
 }
 
 impl Sockets {
     /// Our own descriptor for the socket behind `fd`.
-    pub fn lend(&self, fd: RawFd) -> Result<Arc<Duplicate>> {
+    pub fn lend(&self, fd: RawFd) -> Result<File> {
         let inode = inode(fd)?;
         let mut state = lock(&self.0);
-        if let Some(known) = state.known.get(&inode).and_then(Weak::upgrade) {
-            return Ok(known);
+        let known = state.known.get(&inode);
+        if let Some(file) = known.and_then(|known| known.duplicate.upgrade()) {
+            return Ok(file);
         }
-        require_stream(fd)?;
-        let made = Arc::new(Duplicate(File::duplicate(fd)?));
+        let cookie = cookie(fd);
+        let same = known.filter(|known| cookie.is_some() && known.cookie == cookie);
+        let stash = if let Some(known) = same {
+            Arc::clone(&known.stash)
+        } else {
+            require_stream(fd)?;
+            Arc::default()
+        };
+        let made = File::duplicate_socket(fd, Arc::clone(&stash))?;
         if state.known.len() >= state.sweep_at {
-            state.known.retain(|_, one| one.strong_count() > 0);
+            state.known.retain(|_, one| one.is_of_use());
             state.sweep_at = 2 * state.known.len() + SWEEP;
         }
-        state.known.insert(inode, Arc::downgrade(&made));
+        let duplicate = made.downgrade();
+        let known = Known {
+            duplicate,
+            stash,
+            cookie,
+            number: fd,
+        };
+        state.known.insert(inode, known);
         Ok(made)
     }
 }
@@ -81,6 +113,24 @@ fn inode(fd: RawFd) -> Result<Inode> {
         return Err(Error::invalid("the descriptor is not a socket"));
     }
     Ok((stat.st_dev, stat.st_ino))
+}
+
+/// The kernel's own number for a socket, never used again; `None` if `fd` is none, or the kernel
+/// does not tell.
+fn cookie(fd: RawFd) -> Option<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the option is a number of 64 bits, which `cookie` has room for, as `length` says.
+    let answer = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    (answer == 0).then_some(cookie)
 }
 
 /// Refuses sockets that keep the borders of messages: what is received and sent in pieces here would

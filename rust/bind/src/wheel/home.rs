@@ -88,27 +88,29 @@ impl Home {
         Ok(if has_come { now.max(armed) } else { now })
     }
 
-    /// Asks the loop for a call of `turn` at `next`, or in its next iteration if that has come.
+    /// Asks the loop for `run(turn)` at `next`, or in its next iteration if that has come.
     pub fn call_at<'py>(
         &self,
         next: Mono,
         now: Mono,
+        run: &Bound<'py, PyAny>,
         turn: Bound<'py, Turn>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = turn.py();
         let event_loop = self.event_loop.bind(py);
         let keywords = Some(self.keywords.bind(py));
         if next <= now {
-            return event_loop.call_method(intern!(py, "call_soon"), (turn,), keywords);
+            return event_loop.call_method(intern!(py, "call_soon"), (run, turn), keywords);
         }
         if self.is_coarse {
             // Never early: up to the next whole millisecond, from the last one.
             let millis = next.0.div_ceil(MILLI) - now.0 / MILLI;
             let delay_s = Duration::from_millis(millis).as_secs_f64();
-            return event_loop.call_method(intern!(py, "call_later"), (delay_s, turn), keywords);
+            let args = (delay_s, run, turn);
+            return event_loop.call_method(intern!(py, "call_later"), args, keywords);
         }
         let when = seconds::of(next);
-        event_loop.call_method(intern!(py, "call_at"), (when, turn), keywords)
+        event_loop.call_method(intern!(py, "call_at"), (when, run, turn), keywords)
     }
 
     /// Asks the loop for a call in its next iteration.

@@ -22,10 +22,11 @@ use pyo3::{
     intern,
     prelude::*,
     sync::PyOnceLock,
+    types::PyTuple,
 };
 
-use super::{Home, TimeoutWheel, Timer, closed, schedule, seconds};
-use crate::error;
+use super::{Home, TimeoutWheel, Timer, closed, schedule, seconds, turn::Call};
+use crate::{error, gate};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -92,9 +93,13 @@ impl Timeout {
         }
     }
 
-    /// The time is up: cancels the task, unless the block has been left.
-    pub fn expire(slf: &Bound<'_, Self>) -> PyResult<()> {
-        slf.get().interrupt(slf.py(), Stage::Expiring)
+    /// The time is up: what cancels the task, unless the block has been left.
+    pub fn expire<'py>(&self, py: Python<'py>) -> PyResult<Option<Call<'py>>> {
+        let Some(task) = self.interrupt(py, Stage::Expiring) else {
+            return Ok(None);
+        };
+        let cancel = task.bind(py).getattr(intern!(py, "cancel"))?;
+        Ok(Some((cancel, PyTuple::empty(py))))
     }
 
     /// The wheel was closed: nobody would end the block in time, so it ends now.
@@ -105,7 +110,7 @@ impl Timeout {
         let is_inside = inner.task.as_ref().is_some_and(|task| task.is(&running));
         if !is_inside || inner.stage != Stage::Active {
             drop(inner);
-            return this.interrupt(py, Stage::Closing);
+            return cancel(py, this.interrupt(py, Stage::Closing));
         }
         inner.stage = Stage::Closing;
         inner.key = None;
@@ -113,14 +118,15 @@ impl Timeout {
         this.call_soon(slf, event_loop)
     }
 
-    fn interrupt(&self, py: Python<'_>, stage: Stage) -> PyResult<()> {
+    /// The task that is to be cancelled.
+    fn interrupt(&self, py: Python<'_>, stage: Stage) -> Option<Py<PyAny>> {
         let mut inner = lock(&self.inner);
         if inner.stage != Stage::Active {
-            return Ok(());
+            return None;
         }
         inner.stage = stage;
         inner.key = None;
-        stop_task(py, inner)
+        stopped(py, inner)
     }
 
     /// What was asked of the loop has come: the time is up, or the wheel closed.
@@ -131,10 +137,13 @@ impl Timeout {
             Stage::Closing => {}
             _ => return Ok(()),
         }
-        stop_task(py, inner)
+        cancel(py, stopped(py, inner))
     }
 
     fn call_soon(&self, slf: &Bound<'_, Self>, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
+        let Some(_inside) = gate::enter() else {
+            return Ok(());
+        };
         let py = slf.py();
         let soon = Bound::new(py, Soon(slf.clone().unbind()))?;
         let handle = event_loop.call_method1(intern!(py, "call_soon"), (soon,))?;
@@ -149,7 +158,7 @@ impl Timeout {
         if let Some(key) = key {
             self.wheel.get().core.cancel(key);
         }
-        if let Some(soon) = soon {
+        if let (Some(soon), Some(_inside)) = (soon, gate::enter()) {
             soon.call_method0(py, intern!(py, "cancel"))?;
         }
         Ok(())
@@ -199,14 +208,18 @@ impl Timeout {
     }
 }
 
-/// Asks the task under a timeout to end.
-fn stop_task(py: Python<'_>, mut inner: MutexGuard<'_, Inner>) -> PyResult<()> {
+/// The task under a timeout, which is told to end from now on.
+fn stopped(py: Python<'_>, mut inner: MutexGuard<'_, Inner>) -> Option<Py<PyAny>> {
     let soon = inner.soon.take();
     inner.has_cancelled = true;
     let task = inner.task.as_ref().map(|task| task.clone_ref(py));
     drop(inner);
     drop(soon);
-    if let Some(task) = task {
+    task
+}
+
+fn cancel(py: Python<'_>, task: Option<Py<PyAny>>) -> PyResult<()> {
+    if let (Some(task), Some(_inside)) = (task, gate::enter()) {
         task.call_method0(py, intern!(py, "cancel"))?;
     }
     Ok(())

@@ -1,97 +1,193 @@
 //! A turn of the wheel: what the loop's one timer calls.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use millrace_core::{clock::Mono, sync::lock};
 use pyo3::{
-    PyTraverseError, PyVisit,
-    exceptions::{PyKeyboardInterrupt, PyRuntimeError, PySystemExit},
-    intern,
-    prelude::*,
-    types::{PyDict, PyTuple},
+    PyTraverseError, PyVisit, exceptions::PyRuntimeError, intern, prelude::*, sync::PyOnceLock,
+    types::PyTuple,
 };
 
 use super::{
     Core, Home, TURNING, Timeout, TimeoutWheel, Timer, UNARMED, closed, home, scope::Scoped,
 };
-use crate::error;
+use crate::{error, gate};
 
 /// How long one turn may hand out timers; then the loop sees to others first.
 const BUDGET: Duration = Duration::from_millis(1);
 /// The same as a number of timers, for a loop whose clock stands still.
 const COUNT: usize = 1024;
 
-/// What the loop calls. The loop keeps it, and it keeps the wheel, until the timer has fired.
+/// What the loop's timer hands to `run`. The loop keeps it, and it keeps the wheel, until the timer
+/// has fired.
+///
+/// The callbacks are called by `run`, a few lines of Python, so that code of the program never runs
+/// above a frame of ours: see [`gate`].
 #[pyclass(frozen, module = "millrace._core", name = "WheelTurn")]
-pub struct Turn(Py<TimeoutWheel>);
+pub struct Turn {
+    wheel: Py<TimeoutWheel>,
+    batch: Mutex<Option<Batch>>,
+}
+
+/// What one turn hands out: what is due, at least one, for as long as the budget lasts and no
+/// interrupt comes; the rest stays in the wheel. Time is the loop's own: it is about what others on
+/// it have to wait.
+struct Batch {
+    home: Arc<Home>,
+    now: Mono,
+    until: Mono,
+    left: usize,
+}
+
+/// What to call, and with what.
+pub type Call<'py> = (Bound<'py, PyAny>, Bound<'py, PyTuple>);
 
 #[pymethods]
 impl Turn {
-    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
-        turn(self.0.bind(py))
+    /// Whether there is something to hand out.
+    fn begin(&self, py: Python<'_>) -> PyResult<bool> {
+        let Some(_inside) = gate::enter() else {
+            return Ok(false);
+        };
+        let slf = self.wheel.bind(py);
+        let core = &slf.get().core;
+        if core.origin.is_forked_child() {
+            return Ok(false);
+        }
+        let mut state = lock(&core.state);
+        let Some(home) = state.home.clone().filter(|_| !state.is_closed) else {
+            return Ok(false);
+        };
+        state.turns += 1;
+        let armed = std::mem::replace(&mut state.armed, TURNING);
+        let fired = state.timer.take();
+        drop(state);
+        drop(fired);
+        let now = match home.now_at(py, armed) {
+            Ok(now) => now,
+            Err(failed) => return arm(slf, &home).and(Err(failed)),
+        };
+        let batch = Batch {
+            home,
+            now,
+            until: now.after(BUDGET),
+            left: COUNT,
+        };
+        *lock(&self.batch) = Some(batch);
+        Ok(true)
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Call<'py>>> {
+        let Some(_inside) = gate::enter() else {
+            return Ok(None);
+        };
+        let mut place = lock(&self.batch);
+        let Some(batch) = place.as_mut() else {
+            return Ok(None);
+        };
+        let (home, now, until) = (Arc::clone(&batch.home), batch.now, batch.until);
+        let is_first = batch.left == COUNT;
+        let left = batch.left;
+        batch.left = left.saturating_sub(1);
+        drop(place);
+        if left == 0 || (!is_first && home.now(py)? >= until) {
+            return Ok(None);
+        }
+        next_due(py, &self.wheel.get().core, now)
+    }
+
+    /// One of them raised; the loop that is to hear of it.
+    fn failed(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        lock(&self.wheel.get().core.state).failed += 1;
+        let home = lock(&self.batch)
+            .as_ref()
+            .map(|batch| Arc::clone(&batch.home));
+        home.map(|home| home.event_loop().clone_ref(py))
+            .ok_or_else(|| PyRuntimeError::new_err("no turn is under way"))
+    }
+
+    /// Arms the timer for what comes next.
+    fn end(&self, py: Python<'_>) -> PyResult<()> {
+        let batch = lock(&self.batch).take();
+        batch.map_or(Ok(()), |batch| arm(self.wheel.bind(py), &batch.home))
     }
 
     #[allow(clippy::needless_pass_by_value)]
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.0)
+        visit.call(&self.wheel)
     }
 }
 
-fn turn(slf: &Bound<'_, TimeoutWheel>) -> PyResult<()> {
-    let (py, core) = (slf.py(), &slf.get().core);
-    if core.origin.is_forked_child() {
-        return Ok(());
-    }
-    let mut state = lock(&core.state);
-    let Some(home) = state.home.clone().filter(|_| !state.is_closed) else {
-        return Ok(());
-    };
-    state.turns += 1;
-    let armed = std::mem::replace(&mut state.armed, TURNING);
-    let fired = state.timer.take();
-    drop(state);
-    drop(fired);
-    let ran = home
-        .now_at(py, armed)
-        .and_then(|now| hand_out(py, core, &home, now));
-    let again = arm(slf, &home);
-    ran.and(again)
-}
-
-/// Runs what is due, at least one, for as long as the budget lasts and no interrupt comes; the rest
-/// stays in the wheel. Time is the loop's own: it is about what others on it have to wait.
-fn hand_out(py: Python<'_>, core: &Core, home: &Home, now: Mono) -> PyResult<()> {
-    let until = now.after(BUDGET);
-    for _ in 0..COUNT {
+/// Takes the next timer out of the wheel that somebody still waits for.
+fn next_due<'py>(py: Python<'py>, core: &Core, now: Mono) -> PyResult<Option<Call<'py>>> {
+    loop {
         let due = lock(&core.state).wheel.pop(now);
-        let Some(timer) = due else { break };
+        let Some(timer) = due else {
+            return Ok(None);
+        };
         if timer.has_ended(py) {
             lock(&core.state).outlived += 1;
-            continue;
-        }
-        run(py, core, home, timer)?;
-        if home.now(py)? >= until {
-            break;
+        } else if let Some(call) = call_of(py, timer)? {
+            return Ok(Some(call));
         }
     }
-    Ok(())
 }
 
-/// Runs one timer; what goes wrong in it is the loop's to report, but for an interrupt.
-fn run(py: Python<'_>, core: &Core, home: &Home, timer: Timer) -> PyResult<()> {
-    let Err(failed) = fire(py, timer) else {
-        return Ok(());
+/// What a timer comes to; nothing, if that has become pointless.
+fn call_of(py: Python<'_>, timer: Timer) -> PyResult<Option<Call<'_>>> {
+    let what = timer.what.into_bound(py);
+    let Some(context) = timer.context else {
+        return match what.cast_exact::<Timeout>() {
+            Ok(timeout) => timeout.get().expire(py),
+            Err(_) if is_done(&what)? => Ok(None),
+            Err(_) => {
+                let resolve = what.getattr(intern!(py, "set_result"))?;
+                Ok(Some((resolve, PyTuple::new(py, [py.None()])?)))
+            }
+        };
     };
-    if failed.is_instance_of::<PySystemExit>(py) || failed.is_instance_of::<PyKeyboardInterrupt>(py)
-    {
-        return Err(failed);
-    }
-    lock(&core.state).failed += 1;
-    report(py, home, failed)
+    let context = context.into_bound(py);
+    let scoped = context.cast_exact::<Scoped>().ok();
+    let context = scoped.and_then(Scoped::context).unwrap_or(&context);
+    // Shared with other timers, so each runs in a copy.
+    let context = context.call_method0(intern!(py, "copy"))?;
+    let arguments = match what.cast_into_exact::<PyTuple>() {
+        Ok(call) => call,
+        Err(other) => PyTuple::new(py, [other.into_inner()])?,
+    };
+    Ok(Some((context.getattr(intern!(py, "run"))?, arguments)))
+}
+
+fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let name = intern!(future.py(), "done");
+    future.call_method0(name)?.is_truthy()
+}
+
+/// The lines of Python that call what is due.
+fn runner(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static RUN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let run = RUN.get_or_try_init(py, || {
+        let code = concat!(include_str!("turn.py"), "\0");
+        let code = std::ffi::CStr::from_bytes_with_nul(code.as_bytes())
+            .map_err(|_| PyRuntimeError::new_err("turn.py holds a NUL"))?;
+        let module = PyModule::from_code(py, code, c"millrace/turn.py", c"millrace._turn")?;
+        module.getattr("run").map(Bound::unbind)
+    })?;
+    Ok(run.bind(py))
 }
 
 /// Arms the loop's timer for the first deadline, in place of the one armed before.
 pub fn arm(slf: &Bound<'_, TimeoutWheel>, home: &Arc<Home>) -> PyResult<()> {
+    let Some(_inside) = gate::enter() else {
+        return Ok(());
+    };
     let (py, core) = (slf.py(), &slf.get().core);
     let mut state = lock(&core.state);
     let next = state.wheel.next_deadline();
@@ -109,8 +205,11 @@ pub fn arm(slf: &Bound<'_, TimeoutWheel>, home: &Arc<Home>) -> PyResult<()> {
     }
     let Some(next) = next else { return Ok(()) };
     let asked = home.now(py).and_then(|read| {
-        let turn = Bound::new(py, Turn(slf.clone().unbind()))?;
-        home.call_at(next, read.max(now), turn)
+        let turn = Turn {
+            wheel: slf.clone().unbind(),
+            batch: Mutex::new(None),
+        };
+        home.call_at(next, read.max(now), runner(py)?, Bound::new(py, turn)?)
     });
     let mut state = lock(&core.state);
     match asked {
@@ -124,49 +223,6 @@ pub fn arm(slf: &Bound<'_, TimeoutWheel>, home: &Arc<Home>) -> PyResult<()> {
             Err(failed)
         }
     }
-}
-
-fn fire(py: Python<'_>, timer: Timer) -> PyResult<()> {
-    let what = timer.what.into_bound(py);
-    let Some(context) = timer.context else {
-        return match what.cast_exact::<Timeout>() {
-            Ok(timeout) => Timeout::expire(timeout),
-            Err(_) => resolve(&what),
-        };
-    };
-    let context = context.into_bound(py);
-    let scoped = context.cast_exact::<Scoped>().ok();
-    let context = scoped.and_then(Scoped::context).unwrap_or(&context);
-    // Shared with other timers, so each runs in a copy.
-    let context = context.call_method0(intern!(py, "copy"))?;
-    let run = intern!(py, "run");
-    match what.cast_exact::<PyTuple>() {
-        Ok(call) => context.getattr(run)?.call1(call)?,
-        Err(_) => context.call_method1(run, (what,))?,
-    };
-    Ok(())
-}
-
-fn resolve(future: &Bound<'_, PyAny>) -> PyResult<()> {
-    let py = future.py();
-    if !is_done(future)? {
-        future.call_method1(intern!(py, "set_result"), (py.None(),))?;
-    }
-    Ok(())
-}
-
-fn is_done(future: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let name = intern!(future.py(), "done");
-    future.call_method0(name)?.is_truthy()
-}
-
-fn report(py: Python<'_>, home: &Home, failed: PyErr) -> PyResult<()> {
-    let context = PyDict::new(py);
-    context.set_item("message", "Exception in a callback of a TimeoutWheel")?;
-    context.set_item("exception", failed.into_value(py))?;
-    let handler = intern!(py, "call_exception_handler");
-    home.event_loop().call_method1(py, handler, (context,))?;
-    Ok(())
 }
 
 /// Closes the wheel and tells everybody who waits.

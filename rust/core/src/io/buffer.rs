@@ -22,6 +22,9 @@ pub const BLOCK: usize = 4096;
 /// size on, but writes the zeros, because it cannot tell when more than usual alignment is wanted.
 const MAPPED_FROM: usize = 128 << 10;
 
+/// The size of a huge page, and the unit of buffers made of them.
+pub const HUGE: usize = 2 << 20;
+
 /// Zeroed, owned, [`BLOCK`]-aligned bytes.
 pub struct Buffer {
     start: NonNull<u8>,
@@ -47,6 +50,15 @@ impl Buffer {
             return Ok(kept);
         }
         Self::made(length, true).ok_or_else(|| too_large(length))
+    }
+
+    /// At least `length` zero bytes, in whole huge pages if the kernel has some to give: one of
+    /// them is one place for a device to fetch from, where small pages are hundreds.
+    pub fn try_huge(length: usize) -> Result<Self> {
+        let rounded = length.checked_next_multiple_of(HUGE);
+        let made = rounded.and_then(|rounded| Some((mapped_huge(rounded)?, rounded)));
+        let (start, length) = made.ok_or_else(|| too_large(length))?;
+        Ok(Self { start, length })
     }
 
     /// A copy of `bytes`; what does not fit into memory is an error.
@@ -103,6 +115,28 @@ fn mapped(length: usize) -> Option<NonNull<u8>> {
         return None;
     }
     NonNull::new(start.cast())
+}
+
+/// Zero pages of the kernel, aligned to [`HUGE`], with the wish that they be huge. `length` is a
+/// multiple of it, and not zero.
+fn mapped_huge(length: usize) -> Option<NonNull<u8>> {
+    let all = length.checked_add(HUGE)?;
+    let start = mapped(all)?.as_ptr();
+    let before = start.align_offset(HUGE);
+    let behind = HUGE - before;
+    // SAFETY: `before` is less than `HUGE`, so this is inside the mapping of `all` bytes.
+    let aligned = unsafe { start.add(before) };
+    // SAFETY: what lies around the `length` bytes from `aligned` was mapped just now and is known
+    // to nobody; its bounds are pages, since `HUGE` and `start` are multiples of a page. Without
+    // huge pages the advice fails, and the pages are small.
+    unsafe {
+        if before > 0 {
+            libc::munmap(start.cast(), before);
+        }
+        libc::munmap(aligned.add(length).cast(), behind);
+        libc::madvise(aligned.cast(), length, libc::MADV_HUGEPAGE);
+    };
+    NonNull::new(aligned)
 }
 
 impl Drop for Buffer {
@@ -207,6 +241,24 @@ mod tests {
             assert_eq!(buffer.len(), length);
         }
         assert!(Buffer::zeroed(0).is_empty());
+    }
+
+    #[test]
+    fn huge_pages_are_whole_and_aligned_and_given_back() {
+        // One place for a device, whatever length was asked for; freeing it leaves its neighbours.
+        for length in [1, BLOCK, HUGE - 1, HUGE, HUGE + 1, 3 * HUGE] {
+            let mut buffer = Buffer::try_huge(length).unwrap();
+            assert_eq!(buffer.as_ptr() as usize % HUGE, 0);
+            assert_eq!(buffer.len(), length.next_multiple_of(HUGE));
+            let beside = Buffer::try_huge(length).unwrap();
+            assert!(buffer.iter().all(|byte| *byte == 0));
+            buffer.fill(7);
+            assert!(beside.iter().all(|byte| *byte == 0));
+            drop(beside);
+            assert!(buffer.iter().all(|byte| *byte == 7));
+        }
+        let refused = Buffer::try_huge(usize::MAX).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::TooLarge);
     }
 
     #[test]

@@ -190,7 +190,7 @@ pub(crate) fn no_progress(done: usize, length: usize) -> Error {
         .with("length", length as i128)
 }
 
-pub(super) fn told<T>(answer: Sys<T>, operation: &'static str) -> Result<T> {
+pub(crate) fn told<T>(answer: Sys<T>, operation: &'static str) -> Result<T> {
     answer.map_err(|errno| Error::from_errno(errno.0, operation))
 }
 

@@ -225,6 +225,13 @@ impl Backend for FaultyBackend {
         }
     }
 
+    fn disown(&mut self, token: Token) {
+        let mine = |(inside, (owner, _)): (&u64, &(Token, _))| (*owner == token).then_some(*inside);
+        if let Some(inside) = self.under_way.iter().find_map(mine) {
+            self.inner.disown(Token(inside));
+        }
+    }
+
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
         let wait = if self.ready.is_empty() {
             wait

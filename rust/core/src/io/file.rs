@@ -3,10 +3,10 @@
 
 use std::{
     os::fd::{AsRawFd, OwnedFd, RawFd},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
 };
 
-use super::sys;
+use super::{stash::Stash, sys};
 use crate::{
     error::{Error, Result},
     fork::{self, Guard},
@@ -23,6 +23,8 @@ enum Handle {
         forsaken: OnceLock<Guard>,
         /// Whether it bypasses the page cache; asked for once.
         direct: OnceLock<bool>,
+        /// Of a socket.
+        stash: Option<Arc<Stash>>,
         fd: OwnedFd,
     },
     Virtual(u64),
@@ -31,12 +33,37 @@ enum Handle {
 impl File {
     /// Wraps a descriptor of the operating system.
     pub fn from_fd(fd: OwnedFd) -> Self {
+        Self::wrap(fd, None)
+    }
+
+    fn wrap(fd: OwnedFd, stash: Option<Arc<Stash>>) -> Self {
         let (forsaken, direct) = (OnceLock::new(), OnceLock::new());
         Self(Arc::new(Handle::Os {
             forsaken,
             direct,
+            stash,
             fd,
         }))
+    }
+
+    /// As [`duplicate`](Self::duplicate), of a socket: what comes to receives that were given up
+    /// goes to `stash`, and from there to the next.
+    pub fn duplicate_socket(fd: RawFd, stash: Arc<Stash>) -> Result<Self> {
+        let copy = sys::duplicate(fd).map_err(|errno| Error::from_errno(errno.0, "dup"))?;
+        Ok(Self::wrap(copy, Some(stash)))
+    }
+
+    /// Where the bytes wait that nobody has taken.
+    pub fn stash(&self) -> Option<&Arc<Stash>> {
+        match &*self.0 {
+            Handle::Os { stash, .. } => stash.as_ref(),
+            Handle::Virtual(_) => None,
+        }
+    }
+
+    /// What leads to this file as long as somebody else holds it.
+    pub fn downgrade(&self) -> WeakFile {
+        WeakFile(Arc::downgrade(&self.0))
     }
 
     /// A descriptor of our own for what `fd` is open on, so that its number cannot be reused
@@ -102,6 +129,22 @@ impl File {
             let _ = forsaken.set(fork::forsake(fd.as_raw_fd())?);
         }
         Ok(())
+    }
+}
+
+/// Does not keep a file open.
+#[derive(Debug, Clone, Default)]
+pub struct WeakFile(Weak<Handle>);
+
+impl WeakFile {
+    /// The file, if somebody still holds it.
+    pub fn upgrade(&self) -> Option<File> {
+        self.0.upgrade().map(File)
+    }
+
+    /// Whether it was closed.
+    pub fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
     }
 }
 

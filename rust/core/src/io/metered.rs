@@ -241,6 +241,13 @@ impl Backend for Metered {
         }
     }
 
+    fn disown(&mut self, token: Token) {
+        let mine = |(inside, entry): (&u64, &Entry)| (entry.owner == token).then_some(*inside);
+        if let Some(inside) = self.under_way.iter().find_map(mine) {
+            self.inner.disown(Token(inside));
+        }
+    }
+
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
         let mut finished = std::mem::take(&mut self.finished);
         let polled = self.inner.poll(&mut finished, wait);

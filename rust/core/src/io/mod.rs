@@ -54,21 +54,23 @@ pub mod metered;
 pub(crate) mod program;
 mod request;
 pub(crate) mod signal;
+mod stash;
 pub(crate) mod sys;
 pub(crate) mod tally;
 pub(crate) mod vectors;
 pub(crate) mod worker;
 
 pub use blocking::{Blocking, Wanted};
-pub use buffer::{BLOCK, Buffer};
+pub use buffer::{BLOCK, Buffer, HUGE};
 pub use execute::{Alignment, Durability, direct_alignment};
-pub use file::{Access, File, Open};
+pub use file::{Access, File, Open, WeakFile};
 #[cfg(any(test, feature = "testing"))]
 pub use kind::Kind;
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryDisk;
 pub(crate) use request::total;
 pub use request::{Answer, Cancelled, Class, Finished, Op, Request, Status, Token};
+pub use stash::Stash;
 pub(crate) use sys::wake_on_time;
 
 /// How long [`Backend::poll`] may wait when nothing has finished yet.
@@ -140,6 +142,13 @@ pub trait Backend: Send {
     fn cancel(&mut self, token: Token) -> Cancelled {
         let _ = token;
         Cancelled::TooLate
+    }
+
+    /// Nobody is there any more for what the receive with `token` brings, not even for a success:
+    /// all of it goes to the [`Stash`] of its socket before the next receive there begins. What a
+    /// receive had moved when it was answered with `ECANCELED` goes there in any case.
+    fn disown(&mut self, token: Token) {
+        let _ = token;
     }
 
     /// Moves finished requests to the end of `out`; waits as told if there are none yet.

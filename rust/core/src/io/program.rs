@@ -64,12 +64,12 @@ fn done((): ()) -> Answer {
     Answer::Done
 }
 
-fn terminated(path: &Path) -> Result<CString> {
+pub(crate) fn terminated(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|_| Error::invalid("a path with a zero byte in it"))
 }
 
-fn about<T>(answer: Sys<T>, operation: &'static str, path: &Path) -> Result<T> {
+pub(crate) fn about<T>(answer: Sys<T>, operation: &'static str, path: &Path) -> Result<T> {
     told(answer, operation).map_err(|error| error.with_text("path", path.display().to_string()))
 }
 
@@ -88,9 +88,14 @@ fn open(path: &Path, flags: i32, mode: u32) -> Result<File> {
         }
         other => other,
     };
-    let fd = about(opened, "open", path)?;
-    if at_once {
-        require_positions(&fd).map_err(shown)?;
+    settle(about(opened, "open", path)?, path, flags)
+}
+
+/// Makes what was opened with `flags` what was asked for. Waits for nothing.
+pub(crate) fn settle(fd: OwnedFd, path: &Path, flags: i32) -> Result<File> {
+    if flags & libc::O_NONBLOCK != 0 {
+        require_positions(&fd)
+            .map_err(|error| error.with_text("path", path.display().to_string()))?;
     }
     Ok(File::from_fd(fd))
 }
@@ -178,9 +183,29 @@ fn write_many(
     Ok(moved)
 }
 
+fn nanos(seconds: i64, nanos: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+/// The same from the kernel's newer call.
+pub(crate) fn status_of(stat: &libc::statx) -> Answer {
+    let time = |time: libc::statx_timestamp| nanos(time.tv_sec, time.tv_nsec.into());
+    Answer::Status(Box::new(Status {
+        mode: stat.stx_mode.into(),
+        inode: stat.stx_ino,
+        device: libc::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+        links: stat.stx_nlink.into(),
+        user: stat.stx_uid,
+        group: stat.stx_gid,
+        length: stat.stx_size,
+        blocks: stat.stx_blocks,
+        accessed_ns: time(stat.stx_atime),
+        modified_ns: time(stat.stx_mtime),
+        changed_ns: time(stat.stx_ctime),
+    }))
+}
+
 fn status(stat: &libc::stat) -> Answer {
-    let time =
-        |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
     Answer::Status(Box::new(Status {
         mode: stat.st_mode,
         inode: stat.st_ino,
@@ -190,9 +215,9 @@ fn status(stat: &libc::stat) -> Answer {
         group: stat.st_gid,
         length: u64::try_from(stat.st_size).unwrap_or(0),
         blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
-        accessed_ns: time(stat.st_atime, stat.st_atime_nsec),
-        modified_ns: time(stat.st_mtime, stat.st_mtime_nsec),
-        changed_ns: time(stat.st_ctime, stat.st_ctime_nsec),
+        accessed_ns: nanos(stat.st_atime, stat.st_atime_nsec),
+        modified_ns: nanos(stat.st_mtime, stat.st_mtime_nsec),
+        changed_ns: nanos(stat.st_ctime, stat.st_ctime_nsec),
     }))
 }
 

@@ -17,8 +17,8 @@ pub enum Class {
     Foreground,
     /// Prepared ahead of need (zero-filling the next segment). Never delays a foreground request.
     Background,
-    /// Asked for by the program we are a guest in, many at once. Never carried out by the thread
-    /// that turns the backend: what the kernel cannot do by itself goes to threads apart.
+    /// Asked for by the program we are a guest in, many at once. Never waited for by the thread
+    /// that turns the backend: what the kernel cannot do at once or by itself goes to threads apart.
     Program,
 }
 

@@ -160,6 +160,19 @@ pub(crate) fn direct_alignment(fd: RawFd) -> Option<(u32, u32)> {
     (told && memory > 0 && offset > 0).then_some((memory, offset))
 }
 
+/// What `stat` tells, if nobody has to be waited for: on a filesystem that has a device of its own.
+pub(crate) fn status_at_once(fd: RawFd) -> Option<libc::statx> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    let wanted = libc::STATX_BASIC_STATS;
+    // SAFETY: the empty string is terminated, `stat` is writable and large enough.
+    check(unsafe { libc::statx(fd, c"".as_ptr(), flags, wanted, stat.as_mut_ptr()) }).ok()?;
+    // SAFETY: the structure is plain numbers and was zeroed before the call.
+    let stat = unsafe { stat.assume_init() };
+    let told = stat.stx_mask & wanted == wanted;
+    (told && stat.stx_dev_major != 0).then_some(stat)
+}
+
 pub(crate) fn flags(fd: RawFd) -> Sys<c_int> {
     // SAFETY: plain numbers.
     check(unsafe { libc::fcntl(fd, libc::F_GETFL) })

@@ -152,6 +152,12 @@ impl Workers {
         Ok(())
     }
 
+    /// Whether a thread was ever needed.
+    #[cfg(test)]
+    pub(crate) fn has_begun(&self) -> bool {
+        !self.threads.is_empty()
+    }
+
     /// Takes a waiting request back; its answer can be collected.
     pub(crate) fn cancel(&mut self, token: Token) -> Option<Cancelled> {
         if self.threads.is_empty() {

@@ -75,6 +75,15 @@ impl IoLoop {
         self.over(left);
     }
 
+    /// Whether this says no more than that we asked for an end.
+    pub(super) fn is_cut_short(&self, error: &Error) -> bool {
+        let stopped = error.errno() == Some(libc::ECANCELED);
+        let refused = matches!(error.kind(), ErrorKind::Closed | ErrorKind::Abandoned);
+        matches!(self.phase, Phase::Cancelling(_))
+            && (stopped || refused)
+            && !planted!("ioloop_shutdown_tells_errno")
+    }
+
     fn shut_backend_down(&mut self, budget: Option<Duration>) -> Leftovers {
         let Some(mut backend) = self.backend.take() else {
             return Leftovers::default();
@@ -124,6 +133,6 @@ impl IoLoop {
     }
 }
 
-fn abandoned(why: &'static str, indeterminate: bool) -> Error {
+pub(super) fn abandoned(why: &'static str, indeterminate: bool) -> Error {
     Error::new(ErrorKind::Abandoned, why).with("indeterminate", i128::from(indeterminate))
 }

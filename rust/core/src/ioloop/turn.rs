@@ -10,8 +10,9 @@ use std::{
 
 use super::{
     Settings,
+    end::abandoned,
     handle::{Handle, Message, Shared, Submission},
-    request::{Id, Lane, Reply, reply},
+    request::{Ask, Id, Lane, Reply, reply},
     sink::Answered,
     table::{Expiry, Forgotten, Lanes, Row, Table, Waiter},
 };
@@ -257,6 +258,7 @@ impl IoLoop {
             }
             Forgotten::Cancel => {
                 self.shared.metrics.orphaned.up();
+                self.disown(key);
                 self.cancel(key);
             }
             Forgotten::GoesOn => self.shared.metrics.orphaned.up(),
@@ -331,7 +333,15 @@ impl IoLoop {
             if planted!("ioloop_frees_at_the_timeout") {
                 self.table.finish(key);
             }
+            self.disown(key);
             self.answer(id, waiter, Err(timeout(changes)));
+        }
+    }
+
+    /// Nobody waits for it any more, and it goes on.
+    fn disown(&mut self, key: Token) {
+        if let Some(backend) = self.backend.as_mut() {
+            backend.disown(key);
         }
     }
 
@@ -402,6 +412,11 @@ impl IoLoop {
         let Some(ask) = self.table.admit(key, now) else {
             return true;
         };
+        if let (Ask::Recv { socket, .. }, Some(row)) = (&ask, self.table.get(key))
+            && let Some(stash) = socket.stash()
+        {
+            stash.begin(row.id.0);
+        }
         self.bulk_in_flight += usize::from(lane == Lane::Bulk);
         self.last_lane = lane;
         self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -515,6 +530,11 @@ impl IoLoop {
             Err(error) if stopped && row.timed_out() => {
                 let done = error.number("done").unwrap_or(0);
                 Err(timeout(row.traits.changes).with("done", done))
+            }
+            Err(error) if self.is_cut_short(&error) => {
+                let done = error.number("done").unwrap_or(0);
+                let told = abandoned("the engine was shut down", row.traits.changes);
+                Err(told.with("done", done))
             }
             Err(error) => {
                 metrics.failed.up();

@@ -38,13 +38,15 @@ impl UringBackend {
         let Some(key) = self.keys.get(&token).copied() else {
             return self.pool.cancel(token).unwrap_or(Cancelled::TooLate);
         };
+        if let Some(flight) = self.table.get(key) {
+            flight.give_up();
+        }
         let parked = self.leave_parking(key) || planted!("uring_frees_on_cancel");
         if parked && let Some(flight) = self.let_off(key) {
             self.ready.push(flight.withdraw());
             return Cancelled::Taken;
         }
-        if let Some(flight) = self.table.get(key) {
-            flight.give_up();
+        if self.table.get(key).is_some() {
             self.cancels.push_back(key);
         }
         Cancelled::Asked

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Bell, Lines, Setup, Table, UringBackend};
+use super::{Bell, Lines, Offer, Setup, Table, UringBackend};
 use crate::{
     clock::Clock,
     error::Result,
@@ -26,6 +26,7 @@ pub struct UringDisk {
     capacity: usize,
     pub(super) setup: Setup,
     durability: Durability,
+    pub(super) offer: Offer,
     guest: bool,
 }
 
@@ -39,6 +40,7 @@ impl UringDisk {
                 plain: false,
             },
             durability: Durability::Dsync,
+            offer: Offer::default(),
             guest: false,
         }
     }
@@ -66,6 +68,14 @@ impl UringDisk {
     pub fn for_guests(mut self) -> Self {
         self.guest = true;
         self.with_plain_ring()
+    }
+
+    /// Leaves everything about names to threads, as where the kernel does not offer it.
+    #[cfg(any(test, feature = "testing"))]
+    #[must_use]
+    pub fn without_names(mut self) -> Self {
+        self.offer = Offer::default();
+        self
     }
 
     /// A queue of so few entries, whatever the table takes: full all the time.
@@ -110,6 +120,7 @@ impl UringDisk {
             cancels: VecDeque::new(),
             keys: HashMap::new(),
             lines: Lines::default(),
+            offer: self.offer,
             guest: self.guest,
             calls: VecDeque::new(),
             ready: Vec::new(),

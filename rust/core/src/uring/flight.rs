@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
-use super::lines::Place;
+use super::{lines::Place, names::Named};
 use crate::{
     error::{Error, Result},
     io::{
@@ -40,7 +40,9 @@ const PAUSE_DOUBLINGS_MAX: u32 = 7;
 pub(super) struct Flight {
     token: Token,
     work: Work,
-    file: File,
+    /// What the work is on; what is asked about names has its own in `named`.
+    file: Option<File>,
+    named: Option<Box<Named>>,
     buffer: Option<Buffer>,
     /// Of a transfer from several places, with what the kernel is shown of them.
     many: Option<(Vec<Buffer>, Vectors)>,
@@ -53,6 +55,8 @@ pub(super) struct Flight {
     class: Class,
     /// Asked to be given up: no further submission follows.
     cancelled: bool,
+    /// Nobody is there for what it brings.
+    disowned: bool,
     /// The submission under way waits until the socket is ready; the transfer comes after it.
     until_ready: bool,
     /// Carried out by a worker of the kernel from the start: it may block, or was told to wait.
@@ -76,6 +80,8 @@ enum Work {
     Recv {
         exact: bool,
     },
+    /// See [`Named`].
+    Name,
 }
 
 impl Work {
@@ -99,6 +105,8 @@ pub(super) enum Step {
     Again,
     /// Another submission is needed, but not at once: the last was told to try again.
     Later(Duration),
+    /// Nothing was done, and a thread has to do it.
+    Calls,
     /// Over, with this outcome.
     Over(Result<Answer>),
     /// The kernel cannot have said this; nothing it knows can be trusted any more.
@@ -129,23 +137,11 @@ impl Flight {
         if guest && request.class == Class::Program && (work.is_for_workers() || through_cache) {
             return Way::Calls(request);
         }
-        let class = request.class;
         let mut flight = Self {
-            token: request.token,
-            work,
-            file,
+            file: Some(file),
             offset,
             length,
-            moved: 0,
-            asked: 0,
-            class,
-            cancelled: false,
-            until_ready: false,
-            apart: class == Class::Background,
-            durable: false,
-            tries: 0,
-            buffer: None,
-            many: None,
+            ..Self::new(request.token, request.class, work)
         };
         match request.op {
             Op::WriteMany { buffers, .. } | Op::Send { buffers, .. } => {
@@ -160,6 +156,36 @@ impl Flight {
             }
             Ok(()) => Way::Ring(flight),
             Err(error) => Way::Answered(flight.finish(Err(error))),
+        }
+    }
+
+    /// A request about names.
+    pub(super) fn of_name(token: Token, class: Class, named: Box<Named>) -> Self {
+        Self {
+            named: Some(named),
+            ..Self::new(token, class, Work::Name)
+        }
+    }
+
+    fn new(token: Token, class: Class, work: Work) -> Self {
+        Self {
+            token,
+            work,
+            file: None,
+            named: None,
+            buffer: None,
+            many: None,
+            offset: 0,
+            length: 0,
+            moved: 0,
+            asked: 0,
+            class,
+            cancelled: false,
+            disowned: false,
+            until_ready: false,
+            apart: class == Class::Background,
+            durable: false,
+            tries: 0,
         }
     }
 
@@ -210,7 +236,9 @@ impl Flight {
     }
 
     fn check(&self) -> Result<()> {
-        fd(&self.file)?;
+        if let Some(file) = &self.file {
+            fd(file)?;
+        }
         match (&self.buffer, &self.many) {
             (Some(buffer), _) => check_span(self.offset, self.length, buffer),
             (None, Some((buffers, _))) => check_many(self.offset, buffers),
@@ -241,12 +269,22 @@ impl Flight {
 
     /// Which direction of a socket it needs for itself, if any.
     pub(super) fn place(&self) -> Option<Place> {
-        let fd = self.file.fd()?;
+        let fd = self.file.as_ref()?.fd()?;
         match self.work {
             Work::Send => Some(Place { fd, sends: true }),
             Work::Recv { .. } => Some(Place { fd, sends: false }),
             _ => None,
         }
+    }
+
+    /// The request, for a thread to carry out; none if it is over.
+    pub(super) fn into_request(self) -> Option<Request> {
+        let op = self.named.and_then(|named| named.into_op())?;
+        Some(Request {
+            token: self.token,
+            class: self.class,
+            op,
+        })
     }
 
     pub(super) fn is_background(&self) -> bool {
@@ -256,6 +294,40 @@ impl Flight {
     /// From now on nothing follows the submission under way.
     pub(super) fn give_up(&mut self) {
         self.cancelled = true;
+    }
+
+    /// Nobody is there any more, whatever it brings.
+    pub(super) fn disown(&mut self) {
+        self.disowned = !planted!("uring_disowned_are_lost");
+    }
+
+    /// What the stash of its socket had for a receive: the answer, if that was enough.
+    pub(super) fn begin(&mut self) -> Option<Answer> {
+        let Work::Recv { exact } = self.work else {
+            return None;
+        };
+        let (stash, buffer) = (self.file.as_ref()?.stash()?, self.buffer.as_mut()?);
+        let kept = stash.take(&mut buffer[self.moved..]);
+        self.moved += kept;
+        let is_over = kept > 0 && (!exact || self.moved == self.length);
+        is_over.then(|| self.answer())
+    }
+
+    /// What a receive has moved and nobody will get goes to the stash of its socket. Before the
+    /// next one begins there.
+    pub(super) fn put_back(&self) {
+        let Work::Recv { exact } = self.work else {
+            return;
+        };
+        let is_answer = self.moved > 0 && (!exact || self.moved == self.length);
+        let cut_short = self.cancelled && !is_answer && !planted!("uring_parts_are_lost");
+        let lost = self.disowned || cut_short;
+        if let (true, Some(stash), Some(buffer)) =
+            (lost, self.file.as_ref().and_then(File::stash), &self.buffer)
+            && self.moved > 0
+        {
+            stash.put_back(&buffer[..self.moved]);
+        }
     }
 
     /// Ends a flight that was given up between two submissions.
@@ -305,6 +377,10 @@ impl Flight {
                 sync.flags(types::FsyncFlags::DATASYNC).build()
             }
             Work::Sync => opcode::Fsync::new(self.fd()).build(),
+            Work::Name => match self.named.as_ref() {
+                Some(named) => named.entry(),
+                None => opcode::Nop::new().build(),
+            },
             Work::Read | Work::Write { .. } | Work::Send | Work::Recv { .. } => {
                 self.transfer_entry(dsync)
             }
@@ -317,7 +393,7 @@ impl Flight {
     }
 
     fn fd(&self) -> types::Fd {
-        types::Fd(self.file.fd().unwrap_or(-1))
+        types::Fd(self.file.as_ref().and_then(File::fd).unwrap_or(-1))
     }
 
     fn readiness_entry(&self) -> squeue::Entry {
@@ -375,7 +451,7 @@ impl Flight {
     pub(super) fn on_answer(&mut self, answer: i32) -> Step {
         let step = self.on_answer_of_work(answer);
         match step {
-            Step::Again | Step::Later(_) if self.cancelled => {
+            Step::Again | Step::Later(_) | Step::Calls if self.cancelled => {
                 Step::Over(Err(cancelled(self.moved)))
             }
             other => other,
@@ -394,6 +470,9 @@ impl Flight {
         if self.refuses_dsync(answer) {
             return Step::Again;
         }
+        if let Some(named) = self.named.as_mut() {
+            return named.on_answer(answer, self.cancelled);
+        }
         match self.work {
             work if work.is_transfer() => match usize::try_from(answer) {
                 Ok(count) => self.on_moved(count),
@@ -407,11 +486,11 @@ impl Flight {
         }
     }
 
-    /// Whether a submission that was cancelled before it began may be made again: a transfer that
-    /// nobody gave up may, a bounded number of times. A sync may not, for nobody knows how far it
+    /// Whether a submission that was cancelled before it began may be made again: a transfer, or
+    /// what is about names, that nobody gave up may, a bounded number of times. A sync may not, for nobody knows how far it
     /// came.
     pub(super) fn may_begin_again(&mut self) -> bool {
-        let may = self.work.is_transfer() && !self.cancelled;
+        let may = (self.work.is_transfer() || self.work == Work::Name) && !self.cancelled;
         self.tries += u32::from(may);
         may && self.tries <= TRIES_MAX
     }
@@ -479,6 +558,7 @@ impl Flight {
             Work::Allocate => "fallocate",
             Work::Send => "send",
             Work::Recv { .. } => "recv",
+            Work::Name => "name",
         };
         let error = Error::from_errno(errno, operation);
         if self.work.is_transfer() && self.moved > 0 {

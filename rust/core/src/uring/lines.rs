@@ -9,7 +9,9 @@
 //! 1. A direction of a socket has a line exactly while a flight on it is in the table.
 //! 2. The next one follows when the kernel has given its last answer to the one before: what was
 //!    cancelled may still move bytes until then.
-//! 3. The kernel knows nothing of a flight in line, so it may be dropped.
+//! 3. The next one on a socket begins when what the one before had received for nobody is in the
+//!    stash, and takes that first.
+//! 4. The kernel knows nothing of a flight in line, so it may be dropped.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -85,7 +87,22 @@ impl UringBackend {
     /// Gives a flight its place in the table, unless it has to wait for another one.
     pub(super) fn board(&mut self, flight: Flight) -> Option<Key> {
         let flight = self.lines.enter(flight)?;
-        Some(self.seat(flight))
+        self.begin(flight)
+    }
+
+    /// Gives a place in the table to the first of a line, or of those behind it, that needs the
+    /// kernel: some may have all they want from the stash of their socket.
+    fn begin(&mut self, first: Flight) -> Option<Key> {
+        let mut next = Some(first);
+        while let Some(mut flight) = next {
+            let Some(answer) = flight.begin() else {
+                return Some(self.seat(flight));
+            };
+            let place = flight.place();
+            self.ready.push(flight.finish(Ok(answer)));
+            next = place.and_then(|place| self.lines.follow(place));
+        }
+        None
     }
 
     fn seat(&mut self, flight: Flight) -> Key {
@@ -106,8 +123,10 @@ impl UringBackend {
         if flight.class() == Class::Program {
             self.keys.remove(&flight.token());
         }
-        if let Some(next) = flight.place().and_then(|place| self.lines.follow(place)) {
-            let key = self.seat(next);
+        flight.put_back();
+        if let Some(next) = flight.place().and_then(|place| self.lines.follow(place))
+            && let Some(key) = self.begin(next)
+        {
             self.again.push_back(key);
         }
         Some(flight)

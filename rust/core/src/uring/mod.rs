@@ -1,8 +1,9 @@
 //! The I/O contract on the kernel's ring.
 //!
-//! Transfers, syncs and reservations go through the ring. Names (opening, renaming, locks) are
-//! done by plain calls: foreground ones by the thread that polls, background ones by a worker
-//! thread, those of a program by a pool; the kernel would hand them to workers of its own anyway.
+//! Transfers, syncs and reservations go through the ring, and what a program asks about names as
+//! far as the kernel answers at once ([`names`]). Other names (renaming, locks) are done by plain
+//! calls: foreground ones by the thread that polls, background ones by a worker thread, those of a
+//! program by a pool; the kernel would hand them to workers of its own.
 //!
 //! ```text
 //! submit --> fresh --stage--> table, ring --enter--> kernel --reap--> finished
@@ -49,6 +50,7 @@ mod disk;
 mod flight;
 mod guests;
 mod lines;
+mod names;
 mod poison;
 mod probe;
 mod ring;
@@ -60,6 +62,7 @@ pub(crate) mod tests;
 pub use disk::UringDisk;
 use flight::{Flight, Step, Way};
 use lines::Lines;
+use names::Offer;
 pub use probe::{Reason, Refusal};
 use ring::{Patience, Ring, Setup};
 use table::{BELL, CANCEL, Key, Table};
@@ -115,6 +118,8 @@ struct UringBackend {
     keys: HashMap<Token, Key>,
     /// Flights that wait for another one on the same socket.
     lines: Lines,
+    /// What the ring does about names.
+    offer: Offer,
     /// Turned by threads that may end before the requests they submitted.
     guest: bool,
     /// This thread must not wait: neither for the kernel to have room, nor in plain calls.
@@ -272,7 +277,11 @@ impl UringBackend {
             }
         }
         while let Some(request) = self.next_fresh() {
-            match Flight::sort(request, self.guest) {
+            let way = match Flight::sort(request, self.guest) {
+                Way::Calls(request) => names::sort(request, self.offer),
+                other => other,
+            };
+            match way {
                 Way::Answered(finished) => self.ready.push(finished),
                 Way::Calls(request) => self.call(request),
                 Way::Ring(flight) => {
@@ -400,6 +409,7 @@ impl UringBackend {
         match step {
             Step::Again => self.again.push_back(key),
             Step::Later(pause) => self.later.push((self.clock.now().after(pause), key)),
+            Step::Calls => self.leave_to_threads(key),
             Step::Over(result) => {
                 if let Some(flight) = self.let_off(key) {
                     self.ready.push(flight.finish(result));
@@ -461,6 +471,16 @@ impl Backend for UringBackend {
             return Cancelled::TooLate;
         }
         self.give_up(token)
+    }
+
+    fn disown(&mut self, token: Token) {
+        if self.origin.is_forked_child() {
+            return;
+        }
+        let key = self.keys.get(&token).copied();
+        if let Some(flight) = key.and_then(|key| self.table.get(key)) {
+            flight.disown();
+        }
     }
 
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {

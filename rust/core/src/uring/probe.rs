@@ -13,6 +13,7 @@ use io_uring::{Probe, opcode};
 
 use super::{
     UringDisk,
+    names::Offer,
     ring::{Patience, Ring, Setup},
 };
 use crate::{
@@ -85,10 +86,11 @@ impl UringDisk {
     /// Finds out whether the ring works here: makes one, looks at what it offers, runs a request,
     /// and in `dir`, if given, writes a page durably and reads it back.
     pub fn probe(clock: Arc<dyn Clock>, dir: Option<&Path>) -> Result<Self, Refusal> {
-        let disk = Self::new(clock);
+        let mut disk = Self::new(clock);
         let mut ring = Ring::new(disk.setup).map_err(|error| refused_setup(&error))?;
-        check_offer(&ring)?;
+        let offer = check_offer(&ring)?;
         run_nothing(&mut ring).map_err(failed)?;
+        disk.offer = Offer::of(&mut ring, &offer);
         drop(ring);
         if let Some(dir) = dir {
             write_and_read(&disk, dir).map_err(failed)?;
@@ -148,7 +150,7 @@ fn failed(error: Error) -> Refusal {
     }
 }
 
-fn check_offer(ring: &Ring) -> Result<(), Refusal> {
+fn check_offer(ring: &Ring) -> Result<Probe, Refusal> {
     let kernel = ring.kernel();
     if !kernel.params().is_feature_nodrop() {
         return Err(missing("the promise to keep every completion"));
@@ -164,7 +166,7 @@ fn check_offer(ring: &Ring) -> Result<(), Refusal> {
             return Err(missing(name));
         }
     }
-    Ok(())
+    Ok(offer)
 }
 
 fn run_nothing(ring: &mut Ring) -> Result<()> {

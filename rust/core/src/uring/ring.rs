@@ -250,6 +250,31 @@ fn halving<T>(entries: u32, mut build: impl FnMut(u32) -> io::Result<T>) -> io::
 }
 
 #[cfg(test)]
+impl Ring {
+    /// A ring that refuses every operation but these.
+    pub(super) fn restricted(operations: &[u8]) -> Self {
+        use io_uring::register::Restriction;
+
+        let kernel = IoUring::builder().setup_r_disabled().build(8).unwrap();
+        let mut allowed: Vec<Restriction> = operations
+            .iter()
+            .map(|operation| Restriction::sqe_op(*operation))
+            .collect();
+        let submitter = kernel.submitter();
+        submitter.register_restrictions(&mut allowed).unwrap();
+        submitter.register_enable_rings().unwrap();
+        Self {
+            _forsaken: fork::forsake(kernel.as_raw_fd()).unwrap(),
+            kernel,
+            maker: std::thread::current().id(),
+            plain: true,
+            holds_files: false,
+            notifies: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -9,6 +9,8 @@ use crate::{
     },
 };
 
+mod names;
+
 fn disk() -> UringDisk {
     UringDisk::probe(Arc::new(SystemClock::new()), None).unwrap()
 }
@@ -33,6 +35,14 @@ mod tuned {
 mod plain {
     fn world(name: &str) -> super::World {
         super::world_of(super::disk().with_plain_ring(), name)
+    }
+    crate::contract_tests!(world);
+}
+
+/// As on a kernel that does not offer what is about names.
+mod apart {
+    fn world(name: &str) -> super::World {
+        super::world_of(super::disk().without_names(), name)
     }
     crate::contract_tests!(world);
 }

@@ -11,7 +11,7 @@ use crate::{
     fork::Origin as Process,
     ids::Lsn,
     port::{Doorbell, Watch},
-    ring::{Admission, AdmissionState, Bound, Claim, Entries, Producer, Refusal},
+    ring::{Admission, AdmissionState, Bound, Claim, Entries, Producer, Refusal, Weigh},
     sync::{Arc, AtomicBool, Mutex, Ordering, Wake, lock},
 };
 
@@ -19,10 +19,11 @@ use super::{
     counters::{Counters, Counts},
     cursor::Cursors,
     frame::RECORD_HEADER_BYTES,
-    group::Entry,
+    group::{Batch, Entry},
     marks::{Level, Marks, timed_out},
     recovery::RecoveryReport,
     settings::{Driver, LogSettings},
+    stock::Stock,
     truncate::Segments,
     turner::{Turner, Who},
 };
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) segments: Segments,
     pub(crate) counters: Counters,
     pub(crate) report: RecoveryReport,
+    /// Memory for batches and large frames.
+    pub(crate) stock: Arc<Stock>,
     pub(crate) cursors: Mutex<Cursors>,
     /// Held by whoever changes the directory beside the committer, and by whoever gives the lock
     /// back: one truncation or cursor commit at a time, since both decide by what the other
@@ -62,8 +65,10 @@ impl Shared {
         report: RecoveryReport,
         cursors: Cursors,
     ) -> Result<Self> {
+        let process = Process::here()?;
         Ok(Self {
-            process: Process::here()?,
+            process,
+            stock: Stock::new(process, settings.group_bytes_max),
             settings,
             producer,
             origin,
@@ -184,12 +189,9 @@ impl Shared {
     }
 
     /// Checks limits that waiting will not change.
-    fn check(&self, payloads: &[Payload]) -> Result<()> {
+    fn check(&self, payload: &Payload) -> Result<()> {
         self.process.check()?;
-        let mut load = Load::default();
-        payloads
-            .iter()
-            .try_for_each(|payload| load.add(&self.settings, payload.len()))
+        Load::default().add(&self.settings, payload.len())
     }
 }
 
@@ -291,8 +293,8 @@ impl PendingAppend {
     pub fn take_back(&self) -> Option<(impl Send + 'static, usize)> {
         let records = self.admission.take_back()?;
         let bytes = match &records {
-            Entries::One(record) => record.payload.len(),
-            Entries::Many(records) => records.iter().map(|record| record.payload.len()).sum(),
+            Entries::One(record) => record.weight(),
+            Entries::Many(records) => records.iter().map(Weigh::weight).sum(),
         };
         Some((records, bytes))
     }
@@ -323,7 +325,7 @@ impl Appender {
     /// and written by it would be reported as refused.
     pub fn submit(&self, payload: Payload) -> Result<Lsn> {
         let shared = &self.0;
-        shared.check(std::slice::from_ref(&payload))?;
+        shared.check(&payload)?;
         match shared.producer.try_append(Entry::single(payload)) {
             Ok(position) => Ok(shared.published(position)),
             Err(refused) => Err(shared.refused(refused.reason)),
@@ -331,13 +333,25 @@ impl Appender {
     }
 
     /// Puts records on the ring that will share a frame. Returns the first LSN.
-    pub fn submit_many(&self, payloads: Vec<Payload>) -> Result<Lsn> {
+    pub fn submit_many(&self, payloads: &[Payload]) -> Result<Lsn> {
         let shared = &self.0;
-        self.check_batch(&payloads)?;
-        match shared.producer.try_append_many(Entry::batch(payloads)) {
+        let mut batch = self.batch(payloads.len(), payloads.iter().map(|p| p.len()).sum())?;
+        let mut load = Load::default();
+        for payload in payloads {
+            self.admit(&mut load, payload.len())?;
+            batch.push(payload)?;
+        }
+        let batch = self.whole(batch)?;
+        match shared.producer.try_append_many(batch.into_entries()) {
             Ok(position) => Ok(shared.published(position)),
             Err(refused) => Err(shared.refused(refused.reason)),
         }
+    }
+
+    /// Room for a batch of about `records` records, `bytes` bytes in all.
+    pub fn batch(&self, records: usize, bytes: usize) -> Result<Batch> {
+        self.0.process.check()?;
+        Batch::new(&self.0.stock, records, bytes)
     }
 
     /// Like [`submit`](Self::submit), but joins the line when the ring is full; `wake` is called
@@ -348,7 +362,7 @@ impl Appender {
         wake: impl FnOnce() -> Arc<dyn Wake>,
     ) -> Result<Claimed> {
         let shared = &self.0;
-        shared.check(std::slice::from_ref(&payload))?;
+        shared.check(&payload)?;
         match shared.producer.try_append(Entry::single(payload)) {
             Ok(position) => Ok(Claimed::Now(shared.published(position))),
             Err(refused) if refused.reason == Refusal::Full => {
@@ -361,12 +375,12 @@ impl Appender {
     /// [`append`](Self::append) for records that will share a frame.
     pub fn append_many(
         &self,
-        payloads: Vec<Payload>,
+        batch: Batch,
         wake: impl FnOnce() -> Arc<dyn Wake>,
     ) -> Result<Claimed> {
         let shared = &self.0;
-        self.check_batch(&payloads)?;
-        match shared.producer.try_append_many(Entry::batch(payloads)) {
+        let batch = self.whole(batch)?;
+        match shared.producer.try_append_many(batch.into_entries()) {
             Ok(position) => Ok(Claimed::Now(shared.published(position))),
             Err(refused) if refused.reason == Refusal::Full => {
                 self.queue(Entries::Many(refused.value), wake())
@@ -397,11 +411,12 @@ impl Appender {
         Ok(())
     }
 
-    fn check_batch(&self, payloads: &[Payload]) -> Result<()> {
-        if payloads.is_empty() {
+    fn whole(&self, batch: Batch) -> Result<Batch> {
+        self.0.process.check()?;
+        if batch.is_empty() {
             return Err(Error::invalid("a batch needs at least one record"));
         }
-        self.0.check(payloads)
+        Ok(batch)
     }
 
     fn queue(&self, entries: Entries<Entry>, wake: Arc<dyn Wake>) -> Result<Claimed> {

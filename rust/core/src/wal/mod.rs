@@ -51,6 +51,7 @@ pub mod scan;
 pub mod segment;
 pub mod settings;
 mod steward;
+mod stock;
 mod survey;
 #[cfg(any(test, feature = "testing"))]
 pub mod trial;
@@ -61,6 +62,7 @@ pub mod verify;
 mod watch;
 
 pub use counters::Counts;
+pub use group::Batch;
 pub use handle::{Log, LogReader, Way};
 pub use marks::Level;
 pub use watch::Watch;

@@ -35,6 +35,27 @@ pub struct Record {
     pub bytes: u32,
 }
 
+/// What a frame can be made of: a record, or one of several that lie together already.
+pub trait Lay {
+    /// Bytes that it takes in a frame, its header included.
+    fn frame_bytes(&self) -> usize;
+
+    /// Writes it at `at`, and returns where the next one begins.
+    fn lay(&self, frame: &mut [u8], at: usize) -> usize;
+}
+
+impl<R: AsRef<[u8]>> Lay for R {
+    #[inline]
+    fn frame_bytes(&self) -> usize {
+        RECORD_HEADER_BYTES + self.as_ref().len()
+    }
+
+    #[inline]
+    fn lay(&self, frame: &mut [u8], at: usize) -> usize {
+        put_record(frame, at, self.as_ref())
+    }
+}
+
 /// Walks the records of one frame. A record that does not fit ends the walk with a fault.
 #[derive(Debug, Clone)]
 pub struct Records<'a> {

@@ -216,7 +216,7 @@ impl Session {
             (first, _) => self
                 .opened
                 .appender
-                .submit_many(first.into_iter().chain(values).collect()),
+                .submit_many(&first.into_iter().chain(values).collect::<Vec<_>>()),
         };
         let first = first.map_err(|error| refused("submit", &error))?;
         if first.0 != expected {

@@ -29,6 +29,7 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
     ("rust/core/src/port/signal.rs", "an eventfd: created, rung and read"),
     ("rust/core/src/ring/slot.rs", "the cell that a producer fills and the consumer empties"),
     ("rust/core/src/uring/mod.rs", "arms the bell: an entry of the kernel's queue that points at nothing"),
+    ("rust/core/src/uring/names.rs", "takes descriptors that the kernel opened, and tries what a ring may do"),
     ("rust/core/src/uring/probe.rs", "asks the kernel what it offers, with an entry that points at nothing"),
     ("rust/core/src/uring/ring.rs", "stages entries, enters the kernel, registers descriptors"),
     ("rust/core/src/uring/shutdown.rs", "asks the kernel to cancel, with an entry that points at nothing"),

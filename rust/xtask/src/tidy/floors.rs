@@ -4,7 +4,7 @@
 //! roof    9  cli, admin               anything public below, never millrace._core
 //!         8  remote, metrics, testing the public names below
 //!         7  store, log, io, parts    the composer: binding and decisions
-//!         6  flow, sweep              types, clock, settings only
+//!         6  flow, sweep, opening     types, clock, settings only
 //!         5  types, settings, errors, clock     standard library only
 //! ------- the language line
 //!         4  engine

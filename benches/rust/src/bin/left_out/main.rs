@@ -1,12 +1,12 @@
 //! Ways of the ring that the engine does not take, each against the way it takes.
 //!
 //! ```text
-//! cargo run --release --package millrace-benches --bin left_out -- [--quick] [--out FILE] [--work DIR]
+//! cargo run --release --package millrace-benches --bin left_out -- [--quick] [--names] [--out FILE] [--work DIR]
 //! ```
 //!
 //! Reads and writes are direct and of 4 KiB, so a device answers each of them. Ways take turns;
 //! each figure is a median over the rounds, each ratio is taken within a round. What was read is
-//! checked. The processor time is that of the whole process, with the kernel's threads for it.
+//! checked. `--names` leaves out everything but names, of which the engine leaves only some. The processor time is that of the whole process, with the kernel's threads for it.
 
 mod cells;
 mod names;
@@ -16,7 +16,7 @@ mod table;
 use std::{fs, path::PathBuf, time::Duration};
 
 use cells::{DurableWrites, Reads, Ring};
-use names::Names;
+use names::{Names, What};
 use sends::Sends;
 use table::{Group, Sample};
 
@@ -54,7 +54,11 @@ fn main() {
     let work = PathBuf::from(value("--work").unwrap_or_else(here))
         .join(format!("left-out-{}", std::process::id()));
     fs::create_dir_all(&work).unwrap();
-    let text = measure(&plan, &work);
+    let text = if options.iter().any(|option| option == "--names") {
+        head(&plan) + &measure_names(&plan, &work)
+    } else {
+        measure(&plan, &work)
+    };
     fs::remove_dir_all(&work).unwrap();
     println!("{text}");
     if let Some(out) = value("--out") {
@@ -82,9 +86,14 @@ fn measure(plan: &Plan, work: &std::path::Path) -> String {
             Sends::sample(*way, length, plan.time)
         });
     }
-    for depth in [1, 16] {
-        for what in ["stat", "open and close", "unlink"] {
-            let title = format!("Names: {what}, {depth} under way");
+    text + &measure_names(plan, work)
+}
+
+fn measure_names(plan: &Plan, work: &std::path::Path) -> String {
+    let mut text = String::new();
+    for depth in [1, 16, 64] {
+        for what in What::ALL {
+            let title = format!("Names: {}, {depth} under way", what.name());
             text += &run(plan, &title, &Names::WAYS, |way| {
                 Names::new(work, depth).sample(*way, what, plan.time)
             });

@@ -212,6 +212,8 @@ macro_rules! contract_tests {
             a_list_of_buffers_is_written_in_order
             sockets_deliver_what_was_asked_for
             what_would_wait_for_ever_is_refused
+            names_are_answered_as_by_plain_calls
+            descriptors_are_closed_once
             a_stream_keeps_its_order
             a_cancel_leaves_the_line_in_order
             a_cancelled_request_is_answered_once

@@ -15,7 +15,10 @@ use std::{
 use super::{World, filled, finish, request};
 use crate::{
     error::ErrorKind,
-    io::{Answer, BLOCK, Backend, Buffer, Cancelled, Class, File, Finished, Op, Token, Wait},
+    io::{
+        Answer, BLOCK, Backend, Buffer, Cancelled, Class, File, Finished, Op, Token, Wait, execute,
+        sys,
+    },
 };
 
 fn submit(backend: &mut dyn Backend, token: u64, op: Op) {
@@ -262,6 +265,109 @@ pub fn what_would_wait_for_ever_is_refused(world: &World) {
     let socket = File::duplicate(listener.as_raw_fd()).unwrap();
     let done = run(&mut *backend, recv(&socket, 1, false));
     assert!(matches!(errno(done), Some(libc::EINVAL | libc::ENOTCONN)));
+}
+
+/// What is found at a path, or not, and what is known of it, is what plain calls find: whoever looked
+/// it up, and whether the kernel knew the name already.
+pub fn names_are_answered_as_by_plain_calls(world: &World) {
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    let at = |name: &str| world.path.join(name);
+    std::fs::write(at("f"), b"abc").unwrap();
+    std::fs::create_dir(at("d")).unwrap();
+    make_pipe(&at("pipe"));
+    let _listener = std::os::unix::net::UnixListener::bind(at("s")).unwrap();
+    for (link, to) in [("link", "f"), ("dangling", "no"), ("round", "round")] {
+        std::os::unix::fs::symlink(to, at(link)).unwrap();
+    }
+    let long = "x".repeat(300);
+    let names = [
+        "f",
+        "d",
+        "pipe",
+        "s",
+        "link",
+        "dangling",
+        "round",
+        "no",
+        "f/",
+        "f/g",
+        "d/..",
+        "",
+        "a\0b",
+        long.as_str(),
+    ];
+    let ways = [
+        libc::O_RDONLY,
+        libc::O_RDWR,
+        libc::O_RDONLY | libc::O_DIRECTORY,
+        libc::O_RDONLY | libc::O_NOFOLLOW,
+        libc::O_PATH,
+    ];
+    for (name, _again) in names.iter().flat_map(|name| [(name, 0), (name, 1)]) {
+        let path = world.path.join(name);
+        for way in ways {
+            let op = || open(&path, way | libc::O_NONBLOCK);
+            assert_eq!(told(run(&mut *backend, op())), told(plainly(op())));
+        }
+        let op = || Op::StatPath { path: path.clone() };
+        assert_eq!(told(run(&mut *backend, op())), told(plainly(op())));
+    }
+}
+
+fn plainly(op: Op) -> Finished {
+    execute::run(
+        request(7, Class::Program, op),
+        execute::Durability::default(),
+    )
+}
+
+/// What an answer says: of a file, how it is open and on what.
+fn told(done: Finished) -> String {
+    match done.result {
+        Ok(Answer::File(file)) => {
+            let fd = file.fd().unwrap();
+            let stat = sys::stat(fd).unwrap();
+            format!("{} {} {:?}", stat.st_dev, stat.st_ino, sys::flags(fd))
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// A descriptor is closed once, with the last who holds it, whoever closes it; an opening that
+/// nobody wants any more leaves none.
+pub fn descriptors_are_closed_once(world: &World) {
+    if !world.real {
+        return;
+    }
+    let mut backend = world.backend();
+    let path = world.path.join("f");
+    std::fs::write(&path, b"abc").unwrap();
+    for way in [libc::O_RDONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_CREAT] {
+        let done = run(&mut *backend, open(&path, way | libc::O_NONBLOCK));
+        let Ok(Answer::File(file)) = done.result else {
+            panic!("{:?}", done.result);
+        };
+        let is_open = |fd| sys::stat(fd).is_ok_and(|stat| stat.st_size == 3);
+        let fd = file.fd().unwrap();
+        let other = file.clone();
+        run(&mut *backend, Op::Close { file }).result.unwrap();
+        assert!(is_open(fd));
+        let stat = Op::Stat {
+            file: other.clone(),
+        };
+        let done = run(&mut *backend, stat).result.unwrap();
+        assert!(matches!(done, Answer::Status(status) if status.length == 3));
+        // A lock is free when the closing has been answered.
+        sys::lock(fd).unwrap();
+        run(&mut *backend, Op::Close { file: other })
+            .result
+            .unwrap();
+        let again = std::fs::File::open(&path).unwrap();
+        sys::lock(again.as_raw_fd()).unwrap();
+    }
 }
 
 fn is_cancelled(done: &Finished) -> bool {

@@ -28,6 +28,7 @@
 //! 6. No block is written twice.
 
 mod company;
+mod encode;
 mod prepare;
 mod rest;
 mod rotate;
@@ -37,7 +38,6 @@ use std::{collections::VecDeque, time::Duration};
 
 use crate::{
     clock::{Clock, Mono},
-    codec::align_up,
     error::{Error, ErrorKind},
     ids::Lsn,
     io::{Backend, Buffer, Class, File, Finished, Op, Request, Token, Wait},
@@ -71,11 +71,6 @@ const PATIENT_BELOW_GROUP_BYTES: u64 = 128 << 10;
 /// How long to sleep when a producer was interrupted between claim and publish: it is on a run
 /// queue, and a scheduler's time slice is of this order.
 const NAP: Duration = Duration::from_micros(100);
-
-/// A spare buffer is reused for a smaller frame if it is at most this large...
-const SPARE_BYTES_MIN: usize = 256 << 10;
-/// ...or at most this many times the frame.
-const SPARE_WASTE_MAX: usize = 4;
 
 /// What the committer wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +132,8 @@ struct Flight {
     /// It has been answered with success.
     landed: bool,
     kind: FrameKind,
+    /// Its buffer is the stock's.
+    from_stock: bool,
 }
 
 /// Moving to the next segment.
@@ -322,20 +319,14 @@ impl Committer {
     }
 
     fn on_frame(&mut self, number: u64, finished: Finished) {
-        self.spare.extend(finished.buffer);
-        match finished.result {
-            Ok(_) => {
-                let landed = self.flights.iter_mut().find(|f| f.number == number);
-                if let Some(flight) = landed {
-                    flight.landed = true;
-                }
-            }
-            Err(_) if planted!("failed_sync_taken_for_success") => {
-                if let Some(flight) = self.flights.iter_mut().find(|f| f.number == number) {
-                    flight.landed = true;
-                }
-            }
-            Err(error) => self.fail(error),
+        let landed = finished.result.is_ok() || planted!("failed_sync_taken_for_success");
+        if let Some(flight) = self.flights.iter_mut().find(|f| f.number == number) {
+            flight.landed = landed;
+            let from_stock = flight.from_stock;
+            self.take_back(finished.buffer, from_stock);
+        }
+        if let (Err(error), false) = (finished.result, landed) {
+            self.fail(error);
         }
     }
 
@@ -397,12 +388,12 @@ impl Committer {
             if self.flights.len() >= self.window || self.is_held(now) || self.is_patient(now) {
                 break;
             }
-            let room = self.room();
-            match gather(&mut self.consumer, room) {
+            let (room, alone_from) = (self.room(), self.alone_from());
+            match gather(&mut self.consumer, room, alone_from) {
                 Gathered::Nothing => break,
                 Gathered::NoRoom => self.rotation = Some(Rotation::Waiting),
                 Gathered::Group { entries, bytes } => {
-                    self.submit_group(backend, &entries, bytes, now);
+                    self.submit_group(backend, entries, bytes, now);
                 }
             }
             if self.shared.failure().is_some() {
@@ -461,31 +452,6 @@ impl Committer {
         room.min(limits.group_bytes_max as usize)
     }
 
-    fn submit_group(
-        &mut self,
-        backend: &mut dyn Backend,
-        entries: &[Entry],
-        bytes: usize,
-        now: Mono,
-    ) {
-        let stamp = self.stamp(entries.len());
-        let spare = self.spare(frame::FRAME_HEADER_BYTES + bytes);
-        match self.active.writer.records(entries, stamp, spare) {
-            Ok(encoded) => {
-                self.group_bytes = match self.group_bytes {
-                    0 => encoded.length as u64,
-                    known => (known * 7 + encoded.length as u64) / 8,
-                };
-                self.shared.counters.group(entries.len(), bytes);
-                self.next = self.next.plus(entries.len() as u64);
-                self.gathering_since = None;
-                self.submitted_at = Some(now);
-                self.submit_frame(backend, FrameKind::Records, encoded, bytes);
-            }
-            Err(error) => self.fail(error),
-        }
-    }
-
     fn stamp(&mut self, records: usize) -> Stamp {
         let durable = if planted!("durable_stated_too_high") {
             self.next.plus(records as u64)
@@ -505,6 +471,7 @@ impl Committer {
         kind: FrameKind,
         encoded: Encoded,
         weight: usize,
+        from_stock: bool,
     ) {
         self.flight_number += 1;
         let number = self.flight_number;
@@ -516,6 +483,7 @@ impl Committer {
             submitted: self.clock.now(),
             landed: false,
             kind,
+            from_stock,
         });
         self.write(backend, Purpose::Frame.token(number), encoded);
     }
@@ -538,21 +506,6 @@ impl Committer {
                 "the I/O backend had no room for a write of the log",
             ));
         }
-    }
-
-    /// A buffer that came back and is large enough for a frame of `bytes`, without being wastefully
-    /// large. What fits nothing lately goes, oldest first.
-    fn spare(&mut self, bytes: usize) -> Option<Buffer> {
-        let block = u64::from(self.active.writer.header().limits.block_bytes);
-        let wanted = align_up(bytes as u64, block) as usize;
-        let fits = |buffer: &Buffer| {
-            buffer.len() >= wanted && buffer.len() <= SPARE_BYTES_MIN.max(SPARE_WASTE_MAX * wanted)
-        };
-        let found = self.spare.iter().position(fits);
-        if found.is_none() && self.spare.len() >= self.window {
-            self.spare.remove(0);
-        }
-        found.map(|at| self.spare.swap_remove(at))
     }
 
     fn wait_for(&self, backend: &dyn Backend, now: Mono) -> Wait {

@@ -20,11 +20,14 @@ impl Committer {
         if self.rest_until().is_none_or(|until| now < until) {
             return;
         }
+        if !planted!("rest_keeps_the_stock") {
+            self.shared.stock.clear();
+        }
         let stamp = self.stamp(0);
         let spare = self.spare(frame::FRAME_HEADER_BYTES);
         // Without room for it, the header of the next segment will state the same.
         if let Ok(encoded) = self.active.writer.watermark(stamp, spare) {
-            self.submit_frame(backend, FrameKind::Watermark, encoded, 0);
+            self.submit_frame(backend, FrameKind::Watermark, encoded, 0, false);
         }
     }
 
@@ -32,7 +35,7 @@ impl Committer {
         let stamp = self.stamp(0);
         let spare = self.spare(frame::FRAME_HEADER_BYTES);
         match self.active.writer.close(stamp, spare) {
-            Ok(encoded) => self.submit_frame(backend, FrameKind::Close, encoded, 0),
+            Ok(encoded) => self.submit_frame(backend, FrameKind::Close, encoded, 0, false),
             Err(error) => self.fail(error),
         }
     }

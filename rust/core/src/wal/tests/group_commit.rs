@@ -37,7 +37,7 @@ fn a_batch_is_never_split_over_two_frames() {
             vec![2; 1000].into(),
             vec![3; 1000].into(),
         ];
-        rig.opened.appender.submit_many(batch).unwrap();
+        rig.opened.appender.submit_many(&batch).unwrap();
     }
     rig.settle();
     let counts = rig.opened.appender.counts();
@@ -118,10 +118,10 @@ fn limits_that_waiting_will_not_change_are_refused_by_name() {
     let appender = rig.opened.appender.clone();
     let record = appender.submit(vec![0; 5000].into()).unwrap_err();
     let batch = appender
-        .submit_many(vec![vec![0; 4000].into(); 3])
+        .submit_many(&vec![vec![0; 4000].into(); 3])
         .unwrap_err();
     let many = appender
-        .submit_many(vec![vec![0; 1].into(); 65])
+        .submit_many(&vec![vec![0; 1].into(); 65])
         .unwrap_err();
     for (error, limit) in [
         (record, "record_bytes_max"),
@@ -131,7 +131,7 @@ fn limits_that_waiting_will_not_change_are_refused_by_name() {
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         assert!(error.to_string().contains(limit), "{error}");
     }
-    let empty = appender.submit_many(Vec::new()).unwrap_err();
+    let empty = appender.submit_many(&[]).unwrap_err();
     assert_eq!(empty.kind(), ErrorKind::Invalid);
     assert_eq!(rig.submit(b"").unwrap(), Lsn(1));
     rig.settle();

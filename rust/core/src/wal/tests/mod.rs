@@ -1,3 +1,4 @@
+mod batch;
 mod beside;
 mod faults;
 mod frame;

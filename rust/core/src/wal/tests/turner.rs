@@ -295,8 +295,8 @@ fn those_who_were_answered_together_are_awaited_together() {
     let log = open(&place);
     let bell = Arc::new(Doorbell::new().unwrap());
     let appender = log.appender();
-    let batch = (0..16).map(|number| payload(0, number)).collect();
-    let first = appender.submit_many(batch).unwrap();
+    let batch: Vec<_> = (0..16).map(|number| payload(0, number)).collect();
+    let first = appender.submit_many(&batch).unwrap();
     appender.wait(Level::Durable, first.plus(15), LONG).unwrap();
     let groups = appender.counts().groups;
     let deferred: Vec<bool> = (0..16)

@@ -101,10 +101,45 @@ fn a_spent_budget_ends_what_would_never_end(make: Make) {
     rig.clock.advance(Duration::from_millis(60));
     assert_eq!(finish(&mut rig), Leftovers::default());
     for tag in tags {
-        let error = rig.inbox.take(tag).unwrap_err();
-        let stopped = error.errno() == Some(libc::ECANCELED);
-        assert!(stopped || error.kind() == ErrorKind::Abandoned, "{error}");
+        assert_eq!(kind(rig.inbox.take(tag)), ErrorKind::Abandoned);
     }
+}
+
+/// What a spent budget stops half-way says so, and how far it was; so does what had not begun.
+fn a_spent_budget_says_how_far_it_was(make: Make) {
+    let mut rig = Rig::new(make, with_budget(Some(Duration::from_millis(50)), 4));
+    let (mut ours, theirs) = pair();
+    let receive = Ask::Recv {
+        socket: theirs.clone(),
+        length: 4,
+        exact: true,
+    };
+    let (receive, _) = rig.ask(receive, None);
+    std::io::Write::write_all(&mut ours, b"abc").unwrap();
+    let send = || Ask::Send {
+        socket: theirs.clone(),
+        buffers: vec![super::filled(4 << 20, 1)],
+    };
+    let (begun, _) = rig.ask(send(), None);
+    let (in_line, _) = rig.ask(send(), None);
+    for _ in 0..20 {
+        rig.engine.turn(Wait::Never);
+    }
+    close(&rig);
+    rig.engine.turn(Wait::Never);
+    rig.clock.advance(Duration::from_millis(60));
+    assert_eq!(finish(&mut rig), Leftovers::default());
+    let told = |tag| {
+        let error = rig.inbox.take(tag).unwrap_err();
+        assert_eq!((error.kind(), error.errno()), (ErrorKind::Abandoned, None));
+        let done = error.number("done").unwrap();
+        (error.number("indeterminate"), done)
+    };
+    assert_eq!(told(receive), (Some(0), 3));
+    let (indeterminate, sent) = told(begun);
+    assert!(indeterminate == Some(1) && sent > 0, "{sent}");
+    assert_eq!(told(in_line), (Some(1), 0));
+    assert_eq!(rig.handle.statistics().abandoned, 3);
 }
 
 /// Closed with direct reads in flight and no time at all: what the kernel still writes goes to
@@ -162,5 +197,6 @@ on_every_backend! {
     closing_serves_what_was_accepted
     closing_waits_for_deadlines
     a_spent_budget_ends_what_would_never_end
+    a_spent_budget_says_how_far_it_was
     nothing_the_kernel_may_write_to_is_given_away
 }

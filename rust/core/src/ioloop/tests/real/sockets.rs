@@ -1,6 +1,6 @@
 //! Sockets, on every backend.
 
-use std::{io::Write as _, os::unix::net::UnixStream, time::Duration};
+use std::{io::Write as _, os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use super::{Make, Rig, filled, on_every_backend, pair};
 use crate::{
@@ -116,7 +116,7 @@ fn a_receive_ends_at_its_deadline(make: Make) {
     assert_eq!(kind(rig.wait(tag)), ErrorKind::Timeout);
 }
 
-/// A deadline in the middle of an exact receive loses what came, and says how much that was.
+/// A deadline in the middle of an exact receive says how much had come.
 fn a_deadline_in_an_exact_receive_says_how_far_it_was(make: Make) {
     let mut rig = Rig::new(make, Settings::default());
     let (mut ours, socket) = pair();
@@ -239,6 +239,60 @@ fn a_forgotten_receive_leaves_the_bytes_to_the_next(make: Make) {
     assert_eq!(bytes(rig.wait(tag)), b"next");
 }
 
+/// Turns until the kernel has nothing left for the socket: what came is with the request.
+fn swallow(rig: &mut Rig, socket: &File) {
+    while is_readable(socket) {
+        rig.engine.turn(Wait::Never);
+    }
+    rig.engine.turn(Wait::Never);
+}
+
+fn settle(rig: &mut Rig) {
+    while rig.handle.statistics().pending > 0 {
+        rig.engine.turn(Wait::Never);
+    }
+}
+
+/// What came to a receive that was given up, by a deadline or because nobody waits any more, is for
+/// the next one on the socket: before what the kernel has, in order, each byte once.
+fn what_came_for_nobody_is_for_the_next(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&theirs);
+    let socket = File::duplicate_socket(number, Arc::default()).unwrap();
+    // A part, cut short by a deadline.
+    let (late, _) = rig.ask(recv(&socket, 8, true), Some(rig.after(20)));
+    ours.write_all(b"abc").unwrap();
+    swallow(&mut rig, &socket);
+    rig.clock.advance(Duration::from_millis(30));
+    assert_eq!(kind(rig.wait(late)), ErrorKind::Timeout);
+    settle(&mut rig);
+    ours.write_all(b"de").unwrap();
+    assert_eq!(bytes(rig.run(recv(&socket, 2, false))), b"ab");
+    assert_eq!(bytes(rig.run(recv(&socket, 3, true))), b"cde");
+    // A part that nobody waits for, with others in line behind it.
+    let (first, id) = rig.ask(recv(&socket, 8, true), None);
+    let (second, _) = rig.ask(recv(&socket, 2, false), None);
+    let (third, _) = rig.ask(recv(&socket, 4, true), None);
+    ours.write_all(b"abc").unwrap();
+    swallow(&mut rig, &socket);
+    rig.handle.forget(id);
+    assert_eq!(bytes(rig.wait(second)), b"ab");
+    ours.write_all(b"def").unwrap();
+    assert_eq!(bytes(rig.wait(third)), b"cdef");
+    assert!(!rig.inbox.has(first));
+    // All of it, when the bytes were quicker than the loss of interest.
+    for _ in 0..20 {
+        let (_, id) = rig.ask(recv(&socket, 4, true), None);
+        rig.engine.turn(Wait::Never);
+        ours.write_all(b"full").unwrap();
+        rig.handle.forget(id);
+        settle(&mut rig);
+        assert_eq!(bytes(rig.run(recv(&socket, 4, true))), b"full");
+    }
+    assert!(socket.stash().is_some_and(|stash| stash.is_empty()));
+}
+
 /// The documented limit: with everything in flight waiting for what waits for admission, only a
 /// deadline frees it; and it does.
 fn a_deadline_frees_a_table_that_waits_for_itself(make: Make) {
@@ -284,5 +338,6 @@ on_every_backend! {
     the_programs_descriptor_may_go_at_once
     a_nonblocking_socket_is_waited_for
     a_forgotten_receive_leaves_the_bytes_to_the_next
+    what_came_for_nobody_is_for_the_next
     a_deadline_frees_a_table_that_waits_for_itself
 }

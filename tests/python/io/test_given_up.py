@@ -1,0 +1,197 @@
+"""Receives that are given up: what had come to them is for the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from io_engines import pair, until
+
+from millrace import EndOfStream, IoEngine, IoTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from io_engines import Engines
+
+COUNT = 4000
+
+
+async def _timeout(receive: Callable[[], Awaitable[bytes]]) -> bytes:
+    async with asyncio.timeout(0.0005):
+        return await receive()
+
+
+async def _wait_for(receive: Callable[[], Awaitable[bytes]]) -> bytes:
+    return await asyncio.wait_for(receive(), 0.0005)
+
+
+async def _cancel_soon(receive: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def whole() -> bytes:
+        return await receive()
+
+    task = asyncio.ensure_future(whole())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    task.cancel()
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise TimeoutError from None
+
+
+def _send_numbers(to: socket.socket) -> None:
+    for n in range(COUNT):
+        to.sendall(b"%04d" % n)
+        if n % 50 == 0:
+            os.sched_yield()
+    to.close()
+
+
+@pytest.mark.parametrize("bound", [_timeout, _wait_for, _cancel_soon])
+@pytest.mark.parametrize("length", [4096, 16])
+def test_no_byte_of_a_stream_is_lost(engines: Engines, bound: Any, length: int) -> None:
+    # A peer that never pauses, and receives that are cancelled at every stage all the time: the
+    # bytes that come out are the bytes that went in, in their order.
+    exact = length == 16
+
+    async def main(io: IoEngine) -> None:
+        left, right = socket.socketpair()
+        with right:
+            sending = threading.Thread(target=_send_numbers, args=(left,))
+            sending.start()
+            seen, has_ended = bytearray(), False
+            while not has_ended:
+                try:
+                    seen += await bound(lambda: io.recv(right, length, exact=exact))
+                except TimeoutError:
+                    pass
+                except EndOfStream as end:
+                    has_ended = end.got == 0
+            sending.join()
+            assert seen == b"".join(b"%04d" % n for n in range(COUNT))
+
+    engines.run(main)
+
+
+def _is_taken(sock: socket.socket) -> bool:
+    """Whether the kernel has nothing left for *sock*."""
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True
+    return False
+
+
+async def _give_up(task: asyncio.Future[bytes]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_the_part_of_an_exact_receive_is_first_in_line(engines: Engines) -> None:
+    # Half of it had come: the next receive begins with that half, and asks the kernel for the rest.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            left.sendall(b"half")
+            first = asyncio.ensure_future(io.recv(right, 8, exact=True))
+            await until(lambda: _is_taken(right))
+            await _give_up(first)
+            assert await io.recv(right, 3) == b"hal"
+            left.sendall(b" and half")
+            assert await io.recv(right, 10, exact=True) == b"f and half"
+
+    engines.run(main)
+
+
+def test_the_part_of_one_that_timed_out_is_first_in_line(engines: Engines) -> None:
+    # The same when the engine's own deadline ended it; `done` says how many bytes that is about.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            left.sendall(b"half")
+            with pytest.raises(IoTimeout) as caught:
+                await io.recv(right, 8, exact=True, timeout_s=0.05)
+            assert caught.value.done == 4
+            await until(lambda: io.statistics().in_flight == 0)
+            left.sendall(b"more")
+            assert await io.recv(right, 8, exact=True) == b"halfmore"
+
+    engines.run(main)
+
+
+def test_one_that_stands_in_line_takes_over(engines: Engines) -> None:
+    # It waits behind the one that is given up, and gets what that had, though nothing else comes.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            left.sendall(b"half")
+            first = asyncio.ensure_future(io.recv(right, 8, exact=True))
+            await until(lambda: _is_taken(right))
+            second = asyncio.ensure_future(io.recv(right, 2))
+            third = asyncio.ensure_future(io.recv(right, 8))
+            await until(lambda: io.statistics().pending == 3)
+            await _give_up(first)
+            assert await asyncio.wait_for(second, 10) == b"ha"
+            assert await asyncio.wait_for(third, 10) == b"lf"
+
+    engines.run(main)
+
+
+def test_an_answer_that_found_its_task_cancelled(engines: Engines) -> None:
+    # It was handed to the loop already, and the task is cancelled before it runs again.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            receiving = io.recv(right, 100)
+            future: Any = receiving.send(None)
+            future._asyncio_future_blocking = False
+            left.sendall(b"kept")
+            await asyncio.wait([future])
+            with pytest.raises(asyncio.CancelledError):
+                receiving.throw(asyncio.CancelledError())
+            assert await io.recv(right, 100) == b"kept"
+
+    engines.run(main)
+
+
+def test_a_receive_that_is_dropped_takes_nothing(engines: Engines) -> None:
+    # Nobody ever awaited it: there is a warning, and the bytes are there for the next one. Nothing
+    # was under way in between.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            with pytest.warns(RuntimeWarning, match="never awaited"):
+                io.recv(right, 100)
+            left.sendall(b"kept")
+            await until(lambda: io.statistics().pending == 0)
+            await asyncio.sleep(0)
+            assert await io.recv(right, 100) == b"kept"
+
+    engines.run(main)
+
+
+def test_what_is_kept_goes_with_its_socket(engines: Engines) -> None:
+    # Another socket under the same number sees nothing of it; and a thousand sockets that came and
+    # went do not hide what a living one still has.
+    async def main(io: IoEngine) -> None:
+        async def leave_a_part(left: socket.socket, right: socket.socket) -> None:
+            left.sendall(b"part")
+            task = asyncio.ensure_future(io.recv(right, 8, exact=True))
+            await until(lambda: _is_taken(right))
+            await _give_up(task)
+            await until(lambda: io.statistics().pending == 0)
+
+        with pair() as (kept_left, kept_right):
+            await leave_a_part(kept_left, kept_right)
+            for _ in range(200):
+                with pair() as (left, right):
+                    await leave_a_part(left, right)
+                with pair() as (left, right):
+                    left.sendall(b"new")
+                    assert await io.recv(right, 8) == b"new"
+            with contextlib.closing(kept_left):
+                assert await io.recv(kept_right, 8) == b"part"
+
+    engines.run(main)
