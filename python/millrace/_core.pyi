@@ -594,7 +594,7 @@ class IoEngine:
         thread when the await ends, so the buffer may be used, resized or dropped in the meantime.
         An `EngineBuffer` takes the memory itself, without a copy.
 
-        Cancelling gives the read up; *buffer* stays as it was.
+        Cancelling gives the read up; *buffer* stays as it was, unless its bytes had come already.
 
         Raises:
             BufferError: If *buffer* is read-only, not contiguous, or an `EngineBuffer` with a
@@ -816,8 +816,9 @@ class File:
         """
         Close the file; returns when the kernel has answered, for the last error may come then.
 
-        What is under way goes on, and keeps the descriptor until it is over. Closing twice is
-        fine. Cancelling stops the waiting, not the closing.
+        What is under way goes on, and keeps the descriptor until it is over; then the await ends at
+        once, and an error of the closing is lost. Closing twice is fine. Cancelling stops the
+        waiting, not the closing.
         """
 
     def _hand_over(self) -> None:

@@ -146,6 +146,11 @@ class ShortReadError(Error):
         return self._number("got")
 
     @property
+    def done(self) -> int | None:
+        """The same."""
+        return self.got
+
+    @property
     def wanted(self) -> int | None:
         """How many were asked for."""
         return self._number("wanted")

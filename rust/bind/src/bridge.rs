@@ -137,7 +137,7 @@ pub fn start(
 /// End the bridge: withdraw what runs, wait for it at most so long, start nothing any more.
 #[pyfunction]
 pub fn end_bridge(py: Python<'_>, timeout_s: f64) -> PyResult<()> {
-    let timeout = ticket::timeout(Some(timeout_s))?.unwrap_or_default();
+    let timeout = ticket::timeout(Some(ticket::Seconds(timeout_s)))?.unwrap_or_default();
     ENDED.store(true, Ordering::Relaxed);
     // What a forked child inherited has no threads here that could be waited for.
     let mine = BRIDGE

@@ -16,9 +16,6 @@ use pyo3::{
 
 use crate::error;
 
-/// From so many bytes on memory may be refused.
-const LARGE: usize = 16 << 20;
-
 /// Most items that room is made for before they are seen.
 const HINT_MAX: usize = 4096;
 
@@ -189,16 +186,16 @@ pub fn copy_out(into: &Bound<'_, PyAny>, bytes: &[u8]) -> PyResult<()> {
     Ok(())
 }
 
-/// `bytes` as Python's own. Where they are many, there may be no memory for them, which
-/// `PyBytes::new` would take for a defect.
+/// `bytes` as Python's own. There may be no memory for them, which `PyBytes::new` would take for a
+/// defect.
 pub fn shown<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
-    if bytes.len() < LARGE {
-        return Ok(PyBytes::new(py, bytes));
+    let length = ffi::Py_ssize_t::try_from(bytes.len())?;
+    // SAFETY: as many bytes are read as `bytes` has. What comes back is a new `bytes` object that
+    // is ours, or nothing with an exception set.
+    unsafe {
+        let made = ffi::PyBytes_FromStringAndSize(bytes.as_ptr().cast(), length);
+        Ok(Bound::from_owned_ptr_or_err(py, made)?.cast_into_unchecked())
     }
-    PyBytes::new_with(py, bytes.len(), |into| {
-        into.copy_from_slice(bytes);
-        Ok(())
-    })
 }
 
 fn writable(into: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {

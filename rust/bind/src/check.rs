@@ -38,7 +38,8 @@ pub fn repair_log(
     lock_timeout_s: f64,
 ) -> PyResult<Bound<'_, PyAny>> {
     let wanted = Wanted::default();
-    let timeout = crate::ticket::timeout(Some(lock_timeout_s))?.unwrap_or_default();
+    let timeout =
+        crate::ticket::timeout(Some(crate::ticket::Seconds(lock_timeout_s)))?.unwrap_or_default();
     bridge::start(py, wanted.clone(), move || {
         let done = engine::world().and_then(|world| {
             repair::repair_path(&*world.disk, &path, timeout, &*world.census, &wanted)

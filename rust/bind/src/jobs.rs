@@ -27,7 +27,7 @@ use millrace_core::{
     fork::Origin,
     sync::{Waker, lock},
 };
-use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit, prelude::*};
 
 use crate::error;
 
@@ -57,6 +57,11 @@ pub trait Answering: Send + Sync {
 
     /// Nobody waits any more.
     fn withdraw(&self) {}
+
+    /// For the collector: what of Python's is kept. Called by whoever owns it, and by one only.
+    fn traverse(&self, _visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        Ok(())
+    }
 
     /// Whether `take_back` means anything.
     fn takes_back(&self) -> bool {

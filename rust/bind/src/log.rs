@@ -154,7 +154,7 @@ impl Log {
         &self,
         py: Python<'_>,
         data: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<ticket::Seconds>,
     ) -> PyResult<u64> {
         let timeout = ticket::timeout(timeout_s)?;
         let log = self.here(py)?;
@@ -295,7 +295,7 @@ impl Log {
     /// Close from a plain thread; false if it is still closing after *timeout_s*.
     #[pyo3(name = "_close_within")]
     fn close_within(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
-        let timeout = ticket::timeout(Some(timeout_s))?.unwrap_or(Duration::MAX);
+        let timeout = ticket::timeout(Some(ticket::Seconds(timeout_s)))?.unwrap_or(Duration::MAX);
         let log = Arc::clone(self.here(py)?);
         let closing = jobs::start(move || {
             let closed = log.close();

@@ -423,10 +423,12 @@ impl Drain {
             return Ok(());
         };
         let waiting = state.lines.iter().flat_map(Lines::futures);
-        let jobs = state.jobs.values().map(|(_, future)| future);
+        let futures = state.jobs.values().map(|(_, future)| future);
         waiting
-            .chain(jobs)
+            .chain(futures)
             .try_for_each(|future| visit.call(future))?;
+        let mut jobs = state.jobs.values();
+        jobs.try_for_each(|(job, _)| job.traverse(&visit))?;
         let mut visits = state.visits.iter();
         visits.try_for_each(|one| one.traverse(&visit))
     }

@@ -484,6 +484,8 @@ impl Operation {
             | State::Begun(Source::Known(held))
             | State::Waiting { future: held, .. }
             | State::Yielded(held, _) => visit.call(held),
+            // Nobody else has it yet. From the moment a loop waits for it, that loop shows it.
+            State::Fresh(Source::Job(job)) | State::Begun(Source::Job(job)) => job.traverse(&visit),
             State::Fresh(_) | State::Begun(_) | State::Spent => Ok(()),
         }
     }

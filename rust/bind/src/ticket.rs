@@ -3,7 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use millrace_core::{Error, ErrorKind, ids::Lsn, wal::Level};
-use pyo3::{exceptions::PyValueError, prelude::*};
+use pyo3::{
+    exceptions::{PyTypeError, PyValueError},
+    prelude::*,
+    types::PyBool,
+};
 
 use crate::{
     door, error,
@@ -53,7 +57,7 @@ impl Ticket {
     ///
     ///     LogPoisonedError: If the log failed; the record may or may not be durable.
     #[pyo3(signature = (timeout_s = None))]
-    fn wait(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<u64> {
+    fn wait(&self, py: Python<'_>, timeout_s: Option<Seconds>) -> PyResult<u64> {
         wait(
             py,
             &self.log,
@@ -111,9 +115,23 @@ fn late(lsn: Lsn) -> Error {
     .with("lsn", lsn.0)
 }
 
+/// A number of seconds as an argument. `True` is not a number here.
+pub struct Seconds(pub f64);
+
+impl<'py> FromPyObject<'_, 'py> for Seconds {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if given.is_instance_of::<PyBool>() {
+            return Err(PyTypeError::new_err("must be real number, not bool"));
+        }
+        given.extract().map(Self)
+    }
+}
+
 /// A timeout in seconds; none and infinity wait for ever.
-pub fn timeout(seconds: Option<f64>) -> PyResult<Option<Duration>> {
-    match seconds {
+pub fn timeout(seconds: Option<Seconds>) -> PyResult<Option<Duration>> {
+    match seconds.map(|Seconds(seconds)| seconds) {
         None => Ok(None),
         Some(seconds) if seconds.is_nan() || seconds < 0.0 => Err(PyValueError::new_err(format!(
             "timeout_s must not be negative or NaN, got {seconds}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from denied import DENIED
 
-from millrace import BackendUnavailable, IoEngine, IoSettings, TooLargeError
+from millrace import EndOfStream, IoEngine, IoSettings, IoTimeout, ShortReadError, TooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +31,7 @@ CALLS: list[tuple[str, Call, type[Exception], str]] = [
     ("length of True", lambda io, f, _: io.read_at(f, not 0, 0), TypeError, "not bool"),
     ("length of 1.0", lambda io, f, _: io.read_at(f, 1.0, 0), TypeError, "not float"),
     ("length of None", lambda io, f, _: io.read_at(f, None, 0), TypeError, "NoneType"),
+    ("a timeout of True", lambda io, f, _: io.sync(f, timeout_s=not 0), TypeError, "not bool"),
     ("offset of -1", lambda io, f, _: io.read_at(f, 1, -1), ValueError, "offset"),
     ("offset of 2**63", lambda io, f, _: io.read_at(f, 1, HUGE), ValueError, "offset"),
     ("beyond any file", lambda io, f, _: io.read_at(f, 1 << 20, HUGE - 1), ValueError, "beyond"),
@@ -209,6 +210,50 @@ def test_a_forced_backend_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
         IoEngine()
 
 
-def test_the_error_for_a_missing_backend_exists() -> None:
-    # It is raised where the kernel refuses; see test_refused.
-    assert issubclass(BackendUnavailable, Exception)
+class _Number:
+    """An int of another library."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __index__(self) -> Any:
+        return self.value
+
+
+def test_a_number_may_say_itself_which_int_it_is(any_engine: Engines, tmp_path: Path) -> None:
+    # As for `os.pread`; what says something else is refused.
+    (tmp_path / "f").write_bytes(b"0123")
+
+    async def main(io: IoEngine) -> None:
+        async with io.open(tmp_path / "f") as file:
+            length, offset = _Number(2), _Number(1)
+            assert await io.read_at(file, length, offset) == b"12"  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match="_Number"):
+                io.read_at(file, _Number("2"), 0)  # type: ignore[arg-type]
+
+    any_engine.run(main)
+
+
+def test_an_error_says_what_was_called_and_how_much_was_asked_for(
+    engines: Engines, tmp_path: Path
+) -> None:
+    # Also one that no call of the kernel's gave.
+    (tmp_path / "f").write_bytes(b"0123")
+
+    async def main(io: IoEngine) -> None:
+        async with io.open(tmp_path / "f") as file:
+            with pytest.raises(ShortReadError) as short:
+                await io.read_into(file, bytearray(9), 0)
+            assert (short.value.operation, short.value.requested) == ("read", 9)
+            assert (short.value.done, short.value.got) == (4, 4)
+        left, right = socket.socketpair()
+        with left, right:
+            with pytest.raises(IoTimeout) as late:
+                await io.recv(right, 7, timeout_s=0.01)
+            assert (late.value.operation, late.value.requested) == ("recv", 7)
+            left.close()
+            with pytest.raises(EndOfStream) as end:
+                await io.recv(right, 7)
+            assert (end.value.operation, end.value.requested) == ("recv", 7)
+
+    engines.run(main)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,65 @@ def test_every_behaviour_again_without_the_ring() -> None:
     done = _denied(errno.EPERM, *argv)
     assert done.returncode == 0, done.stdout[-5000:]
     assert " passed" in done.stdout
+
+
+_FEW = """
+    import asyncio, os, resource, sys
+    import millrace
+
+    settings = millrace.IoSettings(driver=sys.argv[1])
+
+    async def use(io):
+        # Refused before anything was accepted, or carried out.
+        before = io.statistics().submitted
+        try:
+            call = io.stat("/")
+        except (OSError, millrace.Error):
+            assert io.statistics().submitted == before
+            return 1
+        await call
+        return 0
+
+    loop = asyncio.new_event_loop()
+    warm = millrace.IoEngine(settings=settings)
+    loop.run_until_complete(use(warm))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    seen = set()
+    for spare in range(24):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        held = []
+        try:
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
+        for _ in range(spare):
+            os.close(held.pop())
+        try:
+            io = millrace.IoEngine(settings=settings)
+        except (OSError, millrace.Error):
+            io = None
+        refused = loop.run_until_complete(use(io)) if io else None
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if io:
+            seen.add((io.backend.name, refused))
+            assert loop.run_until_complete(use(io)) == 0
+            loop.run_until_complete(io.close())
+    loop.run_until_complete(warm.close())
+    print(sorted(seen))
+"""
+
+
+@pytest.mark.parametrize("driver", ["thread", "loop"])
+def test_an_engine_that_could_be_made_can_be_used(driver: str) -> None:
+    # With so few descriptors left that the ring fails, the engine is refused or stands on threads;
+    # what it has accepted is carried out, and what was refused at the call was not accepted.
+    command = [sys.executable, "-c", textwrap.dedent(_FEW), driver]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "uring" in done.stdout
 
 
 _ASK = """

@@ -4,6 +4,7 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf};
 
 use pyo3::{
     exceptions::{PyTypeError, PyValueError},
+    intern,
     prelude::*,
     sync::PyOnceLock,
     types::{PyBool, PyBytes, PyInt},
@@ -59,15 +60,27 @@ pub fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
             "{name} must lie between 0 and 2**63 - 1, not {value}"
         ))
     };
-    if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
-        let class = value.get_type().name()?.to_string();
-        return Err(PyTypeError::new_err(format!(
-            "{name} must be an int, not {class}"
-        )));
-    }
+    let index = index(value).ok_or_else(|| {
+        let class = value.get_type().name().map(|class| class.to_string());
+        let class = class.unwrap_or_default();
+        PyTypeError::new_err(format!("{name} must be an int, not {class}"))
+    })?;
+    let value = &index;
     let number: u64 = value.extract().map_err(|_| refused())?;
     if number > i64::MAX.cast_unsigned() {
         return Err(refused());
     }
     Ok(number)
+}
+
+/// An int, or what says itself which int it is, as numbers of other libraries do.
+fn index<'py>(value: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+    if value.is_instance_of::<PyBool>() {
+        return None;
+    }
+    if value.is_instance_of::<PyInt>() {
+        return Some(value.clone());
+    }
+    let told = value.call_method0(intern!(value.py(), "__index__")).ok()?;
+    told.is_instance_of::<PyInt>().then_some(told)
 }

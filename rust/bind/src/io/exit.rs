@@ -22,7 +22,7 @@ use super::shared::Shared;
 use crate::{
     door,
     jobs::{self, Pigeonhole},
-    ticket::timeout,
+    ticket::{Seconds, timeout},
 };
 
 /// What a close takes beyond its budget, to cancel what is left, on a machine that is busy.
@@ -73,7 +73,7 @@ fn closing(origin: Origin, close: impl FnOnce() + Send + 'static) {
 /// what is cancelled then.
 #[pyfunction]
 pub fn close_engines(py: Python<'_>, timeout_s: f64) -> PyResult<()> {
-    let budget = timeout(Some(timeout_s))?.unwrap_or(Duration::MAX);
+    let budget = timeout(Some(Seconds(timeout_s)))?.unwrap_or(Duration::MAX);
     let listed = std::mem::take(&mut *lock(&ENGINES));
     let engines: Vec<_> = listed.iter().filter_map(Weak::upgrade).collect();
     for engine in engines {

@@ -119,8 +119,9 @@ impl File {
 
     /// Close the file; returns when the kernel has answered, for the last error may come then.
     ///
-    /// What is under way goes on, and keeps the descriptor until it is over. Closing twice is
-    /// fine. Cancelling stops the waiting, not the closing.
+    /// What is under way goes on, and keeps the descriptor until it is over; then the await ends at
+    /// once, and an error of the closing is lost. Closing twice is fine. Cancelling stops the
+    /// waiting, not the closing.
     fn close(&self, py: Python<'_>) -> PyResult<Operation> {
         let engine = &self.open.engine;
         if let Err(forked) = engine.origin.check() {

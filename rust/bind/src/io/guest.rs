@@ -57,20 +57,34 @@ struct Timer {
     handle: Py<PyAny>,
 }
 
-/// Has what was just asked for carried out; the loop that will, if there is one here.
-pub fn urge(py: Python<'_>, engine: &Arc<Shared>, alone: bool) -> PyResult<Weak<LoopPort>> {
-    let Some(running) = current::running_loop(py)? else {
-        // No loop here: it is begun now, and turned further by the loop that waits for it.
-        turn_here(engine);
-        return Ok(Weak::new());
-    };
-    let visit = visit_of(py, engine, &running)?;
-    if alone {
-        visit.turn(py, &running)?;
-    } else if !visit.is_urged.swap(true, Ordering::Relaxed) {
-        running.port().wake();
+/// Who will have it carried out what is about to be asked for: the loop that runs here, if one does.
+pub struct Host(Option<(Running, Arc<Visit>)>);
+
+impl Host {
+    /// Everything that may fail, so that nothing does once the request was accepted.
+    pub fn find(py: Python<'_>, engine: &Arc<Shared>) -> PyResult<Self> {
+        let Some(running) = current::running_loop(py)? else {
+            return Ok(Self(None));
+        };
+        let visit = visit_of(py, engine, &running)?;
+        Ok(Self(Some((running, visit))))
     }
-    Ok(Arc::downgrade(running.port()))
+
+    /// Has what was just asked for carried out; the loop that will.
+    pub fn urge(self, py: Python<'_>, engine: &Arc<Shared>, alone: bool) -> Weak<LoopPort> {
+        let Some((running, visit)) = self.0 else {
+            // No loop here: it is begun now, and turned further by the loop that waits for it.
+            turn_here(engine);
+            return Weak::new();
+        };
+        // The loop could not be asked for its timer: its next drain tries again, and has somebody to
+        // tell.
+        let has_turned = alone && visit.turn(py, &running).is_ok();
+        if !has_turned && !visit.is_urged.swap(true, Ordering::Relaxed) {
+            running.port().wake();
+        }
+        Arc::downgrade(running.port())
+    }
 }
 
 /// A loop begins to wait for something that `turner` was to turn: if that is another one, or none,

@@ -26,7 +26,7 @@ use millrace_core::{
     sync::{Waker, lock},
 };
 
-use pyo3::{prelude::*, types::PyBytes};
+use pyo3::{PyTraverseError, PyVisit, prelude::*, types::PyBytes};
 
 use super::{guest, outcome::Wanted, report, shared::Shared};
 use crate::{
@@ -176,6 +176,8 @@ impl Sink for Inbox {
 
 /// The loop's side of a request.
 pub struct Waiting {
+    /// What was called.
+    call: &'static str,
     engine: Arc<Shared>,
     inbox: Arc<Inbox>,
     /// The request, if it can be given up: it changes nothing.
@@ -189,12 +191,19 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    pub fn new(engine: Arc<Shared>, inbox: Arc<Inbox>, idle: Option<Id>, wanted: Wanted) -> Self {
+    pub fn new(
+        call: &'static str,
+        engine: Arc<Shared>,
+        inbox: Arc<Inbox>,
+        idle: Option<Id>,
+        wanted: Wanted,
+    ) -> Self {
         let socket = match &wanted {
-            Wanted::Received(socket) => Some(socket.clone()),
+            Wanted::Received(_, socket) => Some(socket.clone()),
             _ => None,
         };
         Self {
+            call,
             engine,
             inbox,
             idle,
@@ -233,12 +242,13 @@ impl Answering for Waiting {
         let news = self.inbox.take()?;
         let wanted = lock(&self.wanted).take();
         let (engine, inbox) = (Arc::clone(&self.engine), Arc::clone(&self.inbox));
+        let call = self.call;
         Some(Box::new(move |py| {
             if inbox.was_slow.load(Ordering::Relaxed) {
                 report::log_slow(py, &engine);
             }
             match wanted {
-                Some(wanted) => wanted.show(py, &engine, news),
+                Some(wanted) => wanted.show(py, &engine, call, news),
                 None => Err(error::panicked("an answer that nobody wants any more")),
             }
         }))
@@ -280,6 +290,14 @@ impl Answering for Waiting {
             if let Some(waker) = waker {
                 waker.wake();
             }
+        }
+    }
+
+    fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // It runs on a thread that may hold what is wanted; then nothing is garbage yet.
+        match self.wanted.try_lock().as_deref() {
+            Ok(Some(Wanted::Copied(_, into))) => visit.call(into),
+            _ => Ok(()),
         }
     }
 

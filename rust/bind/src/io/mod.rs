@@ -36,7 +36,7 @@ use pyo3::{
 use crate::{
     buffer, door, error,
     operation::{Operation, Source},
-    ticket::timeout,
+    ticket::{Seconds, timeout},
 };
 use arguments::{count, location, open_flags, size};
 use file::OpenFile;
@@ -75,7 +75,7 @@ impl IoEngine {
         flags: &str,
         direct: bool,
         permissions: u32,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let path = location("path", path)?;
@@ -120,7 +120,7 @@ impl IoEngine {
         file: &Bound<'_, File>,
         length: &Bound<'_, PyAny>,
         offset: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
         partial: bool,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
@@ -149,7 +149,7 @@ impl IoEngine {
     /// thread when the await ends, so the buffer may be used, resized or dropped in the meantime.
     /// An `EngineBuffer` takes the memory itself, without a copy.
     ///
-    /// Cancelling gives the read up; *buffer* stays as it was.
+    /// Cancelling gives the read up; *buffer* stays as it was, unless its bytes had come already.
     ///
     /// Raises:
     ///     BufferError: If *buffer* is read-only, not contiguous, or an `EngineBuffer` with a
@@ -163,7 +163,7 @@ impl IoEngine {
         file: &Bound<'_, File>,
         buffer: &Bound<'_, PyAny>,
         offset: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
         partial: bool,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
@@ -218,7 +218,7 @@ impl IoEngine {
         data: &Bound<'_, PyAny>,
         offset: &Bound<'_, PyAny>,
         sync: bool,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let offset = count("offset", offset)?;
@@ -252,7 +252,7 @@ impl IoEngine {
         py: Python<'_>,
         file: &Bound<'_, File>,
         data_only: bool,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let (file, open) = self.lend(py, file)?;
@@ -277,16 +277,17 @@ impl IoEngine {
         py: Python<'_>,
         sock: &Bound<'_, PyAny>,
         data: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let buffers = buffer::pieces(data)?;
         let socket = self.socket(py, sock)?;
+        let length = buffers.iter().map(|buffer| buffer.len()).sum();
         if buffers.is_empty() {
             let wanted = Wanted::Count(Place::default());
             return Ok(self.shared.answered("send", Ok(Reply::Count(0)), wanted));
         }
-        let wanted = Wanted::Sent(socket.clone());
+        let wanted = Wanted::Sent(Place::of(length), socket.clone());
         let ask = Ask::Send { socket, buffers };
         self.shared.start(py, "send", ask, timeout, wanted)
     }
@@ -310,7 +311,7 @@ impl IoEngine {
         sock: &Bound<'_, PyAny>,
         length: &Bound<'_, PyAny>,
         exact: bool,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let length = size("length", length)?;
@@ -318,7 +319,7 @@ impl IoEngine {
             return Err(PyValueError::new_err("length must be at least 1"));
         }
         let socket = self.socket(py, sock)?;
-        let wanted = Wanted::Received(socket.clone());
+        let wanted = Wanted::Received(Place::of(length), socket.clone());
         let ask = Ask::Recv {
             socket,
             length,
@@ -336,7 +337,7 @@ impl IoEngine {
         py: Python<'_>,
         file: &Bound<'_, File>,
         length: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let length = count("length", length)?;
@@ -358,7 +359,7 @@ impl IoEngine {
         py: Python<'_>,
         file: &Bound<'_, File>,
         length: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let length = count("length", length)?;
@@ -377,7 +378,7 @@ impl IoEngine {
         py: Python<'_>,
         source: &Bound<'_, PyAny>,
         target: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let (from, to) = (location("source", source)?, location("target", target)?);
@@ -394,7 +395,7 @@ impl IoEngine {
         &self,
         py: Python<'_>,
         path: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let path = location("path", path)?;
@@ -411,7 +412,7 @@ impl IoEngine {
         &self,
         py: Python<'_>,
         target: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let (ask, place) = if let Ok(file) = target.cast::<File>() {
@@ -434,7 +435,7 @@ impl IoEngine {
         &self,
         py: Python<'_>,
         path: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let path = location("path", path)?;
@@ -453,7 +454,7 @@ impl IoEngine {
     /// Closing twice is fine; a second call can shorten the time. Cancelling stops the waiting,
     /// not the closing.
     #[pyo3(signature = (*, timeout_s = None))]
-    fn close(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<Operation> {
+    fn close(&self, py: Python<'_>, timeout_s: Option<Seconds>) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let here = self.shared.origin.check();
         here.map_err(|forked| error::raise_io(py, &forked))?;
@@ -463,7 +464,7 @@ impl IoEngine {
     /// Close from a plain thread, which waits; like `close` otherwise.
     #[pyo3(name = "_close_within")]
     fn close_within(&self, py: Python<'_>, timeout_s: f64) -> PyResult<CloseReport> {
-        let timeout = timeout(Some(timeout_s))?;
+        let timeout = timeout(Some(Seconds(timeout_s)))?;
         let shared = &self.shared;
         let left = door::detached(py, || match shared.engine() {
             Some(engine) => engine.close(timeout),

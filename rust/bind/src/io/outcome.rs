@@ -25,7 +25,25 @@ pub struct Place {
     pub requested: Option<u64>,
 }
 
+/// Which call it was, in an error that no call of the kernel's gave. The calls that name a place
+/// are reads and writes like any other.
+pub fn named(error: Error, call: &'static str) -> Error {
+    if error.facts().iter().any(|(known, _)| *known == "operation") {
+        return error;
+    }
+    let short = call.trim_end_matches("_at").trim_end_matches("_into");
+    error.with_text("operation", short)
+}
+
 impl Place {
+    /// Of a socket, which has no name and no positions.
+    pub fn of(requested: usize) -> Self {
+        Self {
+            requested: Some(requested as u64),
+            ..Self::default()
+        }
+    }
+
     pub fn path(path: impl Into<Arc<Path>>) -> Self {
         Self {
             path: Some(path.into()),
@@ -64,9 +82,9 @@ pub enum Wanted {
     /// The bytes, put into a buffer of the engine's.
     Moved(Place, Reservation),
     /// How many bytes went out; the socket is kept for as long.
-    Sent(io::File),
+    Sent(Place, io::File),
     /// The bytes that came in; the socket is kept for as long.
-    Received(io::File),
+    Received(Place, io::File),
     /// An open file.
     File(PathBuf),
     /// What is known about a file.
@@ -84,22 +102,30 @@ impl Wanted {
             | Self::Bytes(place)
             | Self::Copied(place, _)
             | Self::Moved(place, _)
+            | Self::Sent(place, _)
+            | Self::Received(place, _)
             | Self::Status(place) => place.tell(error),
             Self::File(path) => Place::path(path.as_path()).tell(error),
-            Self::Sent(_) | Self::Received(_) | Self::End => error,
+            Self::End => error,
         }
     }
 
-    pub fn show(self, py: Python<'_>, engine: &Arc<Shared>, news: News) -> PyResult<Py<PyAny>> {
+    pub fn show(
+        self,
+        py: Python<'_>,
+        engine: &Arc<Shared>,
+        call: &'static str,
+        news: News,
+    ) -> PyResult<Py<PyAny>> {
         let reply = match news {
             News::Ended(left) => return CloseReport::of(left).into_py_any(py),
             News::Answer(Err(failed)) => {
-                return Err(error::raise_io(py, &self.placed(failed)));
+                return Err(error::raise_io(py, &named(self.placed(failed), call)));
             }
             News::Answer(Ok(reply)) => reply,
         };
         match (self, reply) {
-            (Self::Bytes(_) | Self::Received(_), Reply::Bytes { buffer, length }) => {
+            (Self::Bytes(_) | Self::Received(..), Reply::Bytes { buffer, length }) => {
                 Ok(buffer::shown(py, &buffer[..length])?.into_any().unbind())
             }
             (Self::Copied(_, into), Reply::Bytes { buffer, length }) => {
@@ -110,7 +136,7 @@ impl Wanted {
                 reservation.fill(buffer, length);
                 length.into_py_any(py)
             }
-            (Self::Count(_) | Self::Sent(_), Reply::Count(count)) => count.into_py_any(py),
+            (Self::Count(_) | Self::Sent(..), Reply::Count(count)) => count.into_py_any(py),
             (Self::File(path), Reply::File(file)) => {
                 let file = OpenFile::new(Arc::clone(engine), file, path);
                 File::new(file).into_py_any(py)

@@ -18,7 +18,8 @@ use millrace_core::{
 use pyo3::prelude::*;
 
 use super::{
-    exit, guest,
+    exit,
+    guest::{self, Host},
     inbox::{Inbox, Waiting},
     outcome::Wanted,
     sockets::Sockets,
@@ -89,6 +90,7 @@ impl Shared {
             Ask::Read { .. } | Ask::Recv { .. } | Ask::Stat { .. } | Ask::StatPath { .. }
         );
         let alone = self.under_way() == 0;
+        let host = self.host(py)?;
         let inbox = Inbox::new(&self.under_way);
         let deadline = timeout.map(|timeout| self.handle.now().after(timeout));
         let sink: Arc<dyn Sink> = Arc::<Inbox>::clone(&inbox);
@@ -104,9 +106,9 @@ impl Shared {
                 return Err(error::raise_io(py, &wanted.placed(refused)));
             }
         };
-        let turner = self.urge(py, alone)?;
+        let turner = self.urge(py, host, alone);
         let idle = changes_nothing.then_some(id);
-        let mut waiting = Waiting::new(Arc::clone(self), inbox, idle, wanted);
+        let mut waiting = Waiting::new(name, Arc::clone(self), inbox, idle, wanted);
         waiting.turned_by(turner);
         Ok(Operation::new(name, Source::Job(Arc::new(waiting))))
     }
@@ -119,7 +121,7 @@ impl Shared {
         wanted: Wanted,
     ) -> Operation {
         let inbox = Inbox::full(&self.under_way, answer);
-        let waiting = Waiting::new(Arc::clone(self), inbox, None, wanted);
+        let waiting = Waiting::new(name, Arc::clone(self), inbox, None, wanted);
         Operation::new(name, Source::Job(Arc::new(waiting)))
     }
 
@@ -129,25 +131,27 @@ impl Shared {
         py: Python<'_>,
         timeout: Option<Duration>,
     ) -> PyResult<Operation> {
+        let host = self.host(py)?;
         let inbox = Inbox::new(&self.under_way);
         // It waits for the others: nobody shall take it for one of them.
         inbox.discount();
         let listener: Arc<dyn Sink> = Arc::<Inbox>::clone(&inbox);
         self.handle.close(timeout, Some((listener, 0)));
-        let turner = self.urge(py, true)?;
-        let mut waiting = Waiting::new(Arc::clone(self), inbox, None, Wanted::End);
+        let turner = self.urge(py, host, true);
+        let mut waiting = Waiting::new("close", Arc::clone(self), inbox, None, Wanted::End);
         waiting.turned_by(turner);
         let job: Arc<dyn Answering> = Arc::new(waiting);
         Ok(Operation::new("close", Source::Job(job)))
     }
 
+    /// Who turns a guest engine for what is about to be asked for.
+    fn host(self: &Arc<Self>, py: Python<'_>) -> PyResult<Option<Host>> {
+        self.is_guest.then(|| Host::find(py, self)).transpose()
+    }
+
     /// Has what was just asked for carried out, if nobody does it by himself; the loop that will.
-    fn urge(self: &Arc<Self>, py: Python<'_>, alone: bool) -> PyResult<Weak<LoopPort>> {
-        if self.is_guest {
-            guest::urge(py, self, alone)
-        } else {
-            Ok(Weak::new())
-        }
+    fn urge(self: &Arc<Self>, py: Python<'_>, host: Option<Host>, alone: bool) -> Weak<LoopPort> {
+        host.map_or_else(Weak::new, |host| host.urge(py, self, alone))
     }
 
     /// Nobody waits for this one any more.

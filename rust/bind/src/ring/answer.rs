@@ -91,7 +91,7 @@ impl RingTicket {
     ///     AbandonedError: If the consumer let go of the entry without an answer. An exception
     ///         given to `Entry.fail` is raised as it is.
     #[pyo3(signature = (timeout_s = None))]
-    fn wait(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<u64> {
+    fn wait(&self, py: Python<'_>, timeout_s: Option<ticket::Seconds>) -> PyResult<u64> {
         let timeout = ticket::timeout(timeout_s)?;
         let wait = |slice| self.slip.answer.wait(Some(slice)).map(|_| ());
         door::wait_detached(py, timeout, wait)?;

@@ -145,7 +145,7 @@ impl Ring {
         &self,
         py: Python<'_>,
         data: &Bound<'_, PyAny>,
-        timeout_s: Option<f64>,
+        timeout_s: Option<ticket::Seconds>,
     ) -> PyResult<RingTicket> {
         let timeout = ticket::timeout(timeout_s)?;
         let core = self.here(py)?;

@@ -78,11 +78,18 @@ pub fn open(settings: &IoSettings) -> Result<IoEngine> {
     let guest = settings.driver == DriverSetting::Loop;
     let dir = settings.dir.as_deref();
     let (backend, info) = choose(&clock, wanted, guest, numbers.size, dir)?;
-    let (made, handle) = IoLoop::new(backend, clock, numbers)?;
-    let driver = if guest {
-        Driver::Guest(Turnable::new(made)?)
-    } else {
-        Driver::Thread(Mutex::new(Some(driver::spawn(made)?)))
+    let on_ring = info.name != THREADS;
+    let started = start(backend, &clock, guest, numbers);
+    let ((driver, handle), info) = match started {
+        Ok(started) => (started, info),
+        // The probe's ring was small, and gone before this one was made.
+        Err(error) if on_ring && wanted == BackendSetting::Auto => {
+            let refusal = Refusal::of_ring(error);
+            let (backend, info) = on_threads(&clock, numbers.size, Some(&refusal))?;
+            (start(backend, &clock, guest, numbers)?, info)
+        }
+        Err(error) if on_ring => return Err(super::unavailable(&Refusal::of_ring(error))),
+        Err(error) => return Err(error),
     };
     Ok(IoEngine {
         handle,
@@ -90,6 +97,42 @@ pub fn open(settings: &IoSettings) -> Result<IoEngine> {
         driver,
         origin: Origin::here()?,
     })
+}
+
+/// Makes the loop, and whoever turns it. The ring stands when this returns, or this fails.
+fn start(
+    backend: Box<dyn Backend>,
+    clock: &Arc<dyn Clock>,
+    guest: bool,
+    numbers: Settings,
+) -> Result<(Driver, Handle)> {
+    let (made, handle) = IoLoop::new(backend, Arc::clone(clock), numbers)?;
+    let driver = if guest {
+        Driver::Guest(Turnable::new(made)?)
+    } else {
+        Driver::Thread(Mutex::new(Some(driver::spawn(made)?)))
+    };
+    Ok((driver, handle))
+}
+
+/// The name of the rung that needs no ring.
+const THREADS: &str = "threads";
+
+fn info(name: &'static str, refusal: Option<&Refusal>) -> BackendInfo {
+    BackendInfo {
+        name,
+        reason: refusal.map_or_else(String::new, |refusal| refusal.error.to_string()),
+        hint: refusal.map_or("", |refusal| refusal.hint),
+    }
+}
+
+fn on_threads(
+    clock: &Arc<dyn Clock>,
+    size: usize,
+    refusal: Option<&Refusal>,
+) -> Result<(Box<dyn Backend>, BackendInfo)> {
+    let disk = ThreadsDisk::new(Arc::clone(clock)).with_capacity(size);
+    Ok((disk.backend()?, info(THREADS, refusal)))
 }
 
 /// Climbs down the ladder until something works, or fails where a rung is forced.
@@ -100,17 +143,8 @@ fn choose(
     size: usize,
     dir: Option<&Path>,
 ) -> Result<(Box<dyn Backend>, BackendInfo)> {
-    let info = |name, refusal: Option<&Refusal>| BackendInfo {
-        name,
-        reason: refusal.map_or_else(String::new, |refusal| refusal.error.to_string()),
-        hint: refusal.map_or("", |refusal| refusal.hint),
-    };
-    let threads = |refusal: Option<&Refusal>| {
-        let disk = ThreadsDisk::new(Arc::clone(clock)).with_capacity(size);
-        Ok((disk.backend()?, info("threads", refusal)))
-    };
     if wanted == BackendSetting::Threads {
-        return threads(None);
+        return on_threads(clock, size, None);
     }
     match UringDisk::probe(Arc::clone(clock), dir) {
         Ok(disk) => {
@@ -129,7 +163,7 @@ fn choose(
             }
             Ok((disk.backend()?, info(name, None)))
         }
-        Err(refusal) if wanted == BackendSetting::Auto => threads(Some(&refusal)),
+        Err(refusal) if wanted == BackendSetting::Auto => on_threads(clock, size, Some(&refusal)),
         Err(refusal) => Err(super::unavailable(&refusal)),
     }
 }

@@ -268,6 +268,14 @@ impl Backend for FaultyBackend {
         self.inner.capacity()
     }
 
+    fn due(&self) -> Option<Mono> {
+        self.inner.due()
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        self.inner.prepare()
+    }
+
     fn effort(&self) -> Effort {
         self.inner.effort()
     }

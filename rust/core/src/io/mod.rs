@@ -168,6 +168,18 @@ pub trait Backend: Send {
         usize::MAX
     }
 
+    /// When a poll would find something to do that no descriptor tells of, such as a request that
+    /// is to be tried again after a pause.
+    fn due(&self) -> Option<Mono> {
+        None
+    }
+
+    /// Makes what the thread that turns it needs, by that thread: what fails here has accepted
+    /// nothing yet.
+    fn prepare(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// What it took so far to carry requests out.
     fn effort(&self) -> Effort {
         Effort::default()

@@ -2,28 +2,42 @@
 
 use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
 };
 
 use super::{IoLoop, Turned};
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     io::{self, Wait, sys},
     sync::lock,
 };
 
 /// Starts a thread that turns `engine` until it is over. The thread takes no signals and never
-/// waits for anything but the backend.
+/// waits for anything but the backend. When this returns the backend has what it needs there.
 pub fn spawn(mut engine: IoLoop) -> Result<JoinHandle<()>> {
-    std::thread::Builder::new()
+    let (tell, told) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new()
         .name("millrace-loop".to_owned())
         .spawn(move || {
             sys::block_signals();
             io::wake_on_time();
-            while engine.turn(Wait::Forever) == Turned::On {}
+            let prepared = engine.prepare();
+            let is_ready = prepared.is_ok();
+            // Who asked is waiting for it.
+            let _ = tell.send(prepared);
+            while is_ready && engine.turn(Wait::Forever) == Turned::On {}
         })
-        .map_err(|error| Error::from_io(&error, "start of a thread"))
+        .map_err(|error| Error::from_io(&error, "start of a thread"))?;
+    let lost = || Error::new(ErrorKind::Poisoned, "the I/O loop ended before it began");
+    match told.recv().unwrap_or_else(|_| Err(lost())) {
+        Ok(()) => Ok(thread),
+        Err(failed) => {
+            // Nothing was asked of it, so it ends at once.
+            let _ = thread.join();
+            Err(failed)
+        }
+    }
 }
 
 /// A loop that anybody may turn, one at a time: an event loop when one of the watched descriptors

@@ -147,11 +147,18 @@ impl IoLoop {
         if self.can_admit() {
             return Some(self.now());
         }
-        match self.shortened(Wait::Forever) {
+        let mine = match self.shortened(Wait::Forever) {
             Wait::Until(until) => Some(until),
-            Wait::Never => Some(self.now()),
+            Wait::Never => return Some(self.now()),
             Wait::Forever => None,
-        }
+        };
+        let backend = self.backend.as_deref().and_then(Backend::due);
+        [mine, backend].into_iter().flatten().min()
+    }
+
+    /// See [`Backend::prepare`].
+    pub(super) fn prepare(&mut self) -> Result<()> {
+        self.backend.as_mut().map_or(Ok(()), |one| one.prepare())
     }
 
     #[cfg(test)]

@@ -1,11 +1,19 @@
 //! Requests that are given up, and flights that wait for another submission: both live between two
 //! answers of the kernel.
 
+use std::time::Duration;
+
 use super::{Key, UringBackend};
-use crate::io::{
-    Cancelled, Token,
-    worker::{take, withdrawn},
+use crate::{
+    clock::Mono,
+    io::{
+        Cancelled, Token,
+        worker::{take, withdrawn},
+    },
 };
+
+/// When an event loop comes back to a kernel that was short of memory or room.
+const REFUSED_PAUSE: Duration = Duration::from_millis(1);
 
 impl UringBackend {
     /// Flights whose pause is over join those that need another submission.
@@ -22,6 +30,43 @@ impl UringBackend {
             }
             waits
         });
+    }
+
+    /// Shortens a wait to the next flight that is to be tried again.
+    pub(super) fn until_retry(&self, now: Mono, left: Option<Duration>) -> Option<Duration> {
+        let next = self.later.iter().map(|(due, _)| due.since(now)).min();
+        match (left, next) {
+            (Some(left), Some(next)) => Some(left.min(next)),
+            (left, next) => left.or(next),
+        }
+    }
+
+    /// See [`Backend::due`](crate::io::Backend::due).
+    pub(super) fn next_attempt(&self) -> Option<Mono> {
+        if self.closed || self.origin.is_forked_child() || planted!("uring_retries_unannounced") {
+            return None;
+        }
+        let retry = self.later.iter().map(|(due, _)| *due).min();
+        let refused = self.has_left_over && self.hurries;
+        let calls = !self.calls.is_empty() && !self.spares_caller;
+        let pause = match (calls, refused) {
+            (true, _) => Some(Duration::ZERO),
+            (false, true) => Some(REFUSED_PAUSE),
+            (false, false) => None,
+        };
+        let soon = pause.map(|pause| self.clock.now().after(pause));
+        [retry, soon].into_iter().flatten().min()
+    }
+
+    /// See [`Backend::disown`](crate::io::Backend::disown).
+    pub(super) fn lose_owner(&mut self, token: Token) {
+        if self.origin.is_forked_child() {
+            return;
+        }
+        let key = self.keys.get(&token).copied();
+        if let Some(flight) = key.and_then(|key| self.table.get(key)) {
+            flight.disown();
+        }
     }
 
     /// Gives up a request of a program, wherever it is.

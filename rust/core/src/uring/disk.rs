@@ -127,6 +127,7 @@ impl UringDisk {
             in_flight: 0,
             refusals: 0,
             spares_caller: false,
+            hurries: false,
             has_left_over: false,
             effort: Effort::default(),
             held: None,

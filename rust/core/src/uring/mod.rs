@@ -124,7 +124,9 @@ struct UringBackend {
     guest: bool,
     /// This thread must not wait: neither for the kernel to have room, nor in plain calls.
     spares_caller: bool,
-    /// The last turn left something for a thread that may wait.
+    /// A guest that is not to wait in this turn: an event loop turns it.
+    hurries: bool,
+    /// The last turn left something for a thread that may wait, or for later.
     has_left_over: bool,
     /// For this thread, by plain calls.
     calls: VecDeque<Request>,
@@ -146,6 +148,7 @@ impl UringBackend {
     fn turn(&mut self, wait: Wait) -> Result<()> {
         self.prepare_ring()?;
         self.has_left_over = false;
+        self.hurries = self.guest && wait == Wait::Never;
         loop {
             // In this order: what is nudged about after the take is seen by the announcement.
             let woken = self.signal.take();
@@ -171,15 +174,6 @@ impl UringBackend {
                 self.collect();
                 return Ok(());
             }
-        }
-    }
-
-    /// Shortens a wait to the next flight that is to be tried again.
-    fn until_retry(&self, now: Mono, left: Option<Duration>) -> Option<Duration> {
-        let next = self.later.iter().map(|(due, _)| due.since(now)).min();
-        match (left, next) {
-            (Some(left), Some(next)) => Some(left.min(next)),
-            (left, next) => left.or(next),
         }
     }
 
@@ -474,13 +468,7 @@ impl Backend for UringBackend {
     }
 
     fn disown(&mut self, token: Token) {
-        if self.origin.is_forked_child() {
-            return;
-        }
-        let key = self.keys.get(&token).copied();
-        if let Some(flight) = key.and_then(|key| self.table.get(key)) {
-            flight.disown();
-        }
+        self.lose_owner(token);
     }
 
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
@@ -540,6 +528,15 @@ impl Backend for UringBackend {
             Some(ring) => ring.notify(bell),
             None => Ok(()),
         }
+    }
+
+    fn due(&self) -> Option<Mono> {
+        self.next_attempt()
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        self.origin.check()?;
+        self.prepare_ring()
     }
 
     fn effort(&self) -> Effort {

@@ -18,7 +18,9 @@ impl UringBackend {
         match error.raw_os_error() {
             Some(libc::EINTR | libc::ETIME) => Ok(true),
             // Not counted: it may come any number of times before somebody has waited.
-            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) if self.spares_caller => {
+            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
+                if self.spares_caller || self.hurries =>
+            {
                 self.has_left_over = true;
                 Ok(false)
             }

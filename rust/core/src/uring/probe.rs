@@ -111,17 +111,33 @@ impl UringDisk {
     }
 }
 
+impl Refusal {
+    /// The probe's ring could be made, and the one that was to be used could not.
+    pub fn of_ring(error: Error) -> Self {
+        let (reason, hint) = setup_hint(error.errno());
+        Self {
+            reason,
+            error,
+            hint,
+        }
+    }
+}
+
 fn refused_setup(error: &io::Error) -> Refusal {
-    let (reason, hint) = match error.raw_os_error() {
-        Some(libc::ENOSYS) => (Reason::Unknown, HINT_UNKNOWN),
-        Some(libc::EPERM | libc::EACCES) => (Reason::Forbidden, hint_forbidden()),
-        Some(libc::ENOMEM) => (Reason::Memory, HINT_MEMORY),
-        _ => (Reason::Setup, HINT_SETUP),
-    };
+    let (reason, hint) = setup_hint(error.raw_os_error());
     Refusal {
         reason,
         error: Error::from_io(error, "io_uring_setup"),
         hint,
+    }
+}
+
+fn setup_hint(errno: Option<i32>) -> (Reason, &'static str) {
+    match errno {
+        Some(libc::ENOSYS) => (Reason::Unknown, HINT_UNKNOWN),
+        Some(libc::EPERM | libc::EACCES) => (Reason::Forbidden, hint_forbidden()),
+        Some(libc::ENOMEM) => (Reason::Memory, HINT_MEMORY),
+        _ => (Reason::Setup, HINT_SETUP),
     }
 }
 

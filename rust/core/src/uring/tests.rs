@@ -851,6 +851,46 @@ fn a_write_that_was_cancelled_for_nobody_is_made_again() {
 }
 
 #[test]
+fn an_event_loop_is_told_when_to_come_back() {
+    // Nothing becomes readable when a pause is over. And a kernel short of memory is not waited for
+    // by the loop's thread, however often that happens.
+    let place = Place::new("retry");
+    let mut backend = disk().for_guests().open().unwrap();
+    let file = file_in(&place, &mut backend, "f", Access::CREATE);
+    assert_eq!(backend.due(), None);
+    let read = Op::Read {
+        file,
+        offset: 0,
+        length: 1,
+        buffer: Buffer::zeroed(1),
+    };
+    let class = Class::Program;
+    let token = Token(1);
+    let op = read;
+    backend.submit(Request { token, class, op }).unwrap();
+    let request = backend.next_fresh().unwrap();
+    let Way::Ring(flight) = flight::Flight::sort(request, true) else {
+        panic!("not for the ring");
+    };
+    let key = backend.board(flight).unwrap();
+    let now = backend.now();
+    backend.on_answer(key, -libc::EAGAIN).unwrap();
+    let due = backend.due().unwrap();
+    assert!(due.since(now) <= Duration::from_millis(20), "{due:?}");
+    backend.give_up(token);
+    let mut out = Vec::new();
+    backend.poll(&mut out, Wait::Never).unwrap();
+    assert_eq!((out.len(), backend.due()), (1, None));
+    let refused = io::Error::from_raw_os_error(libc::ENOMEM);
+    let begun = std::time::Instant::now();
+    for _ in 0..2000 {
+        assert!(!backend.on_enter_refused(&refused).unwrap());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(backend.due().is_some());
+}
+
+#[test]
 fn a_thread_that_must_not_wait_leaves_what_might() {
     // Such a thread makes no plain call and sleeps on no refusal, however often it comes; it says
     // that something is left, and a thread that may wait does it.

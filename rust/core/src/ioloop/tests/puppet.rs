@@ -39,6 +39,7 @@ struct Strings {
     panics: bool,
     shutdowns: Vec<Option<Duration>>,
     capacity: Option<usize>,
+    due: Option<Mono>,
 }
 
 #[derive(Clone, Default)]
@@ -85,6 +86,10 @@ impl Backend for Puppet {
 
     fn capacity(&self) -> usize {
         lock(&self.0).capacity.unwrap_or(usize::MAX)
+    }
+
+    fn due(&self) -> Option<Mono> {
+        lock(&self.0).due
     }
 
     fn hold(&mut self, _lock: &File) -> Result<()> {
@@ -285,6 +290,24 @@ fn what_waits_for_admission_holds_its_own_row_and_no_memory() {
     assert!(
         stage.engine.lanes_kept() <= 7 + 64,
         "tokens of rows that left"
+    );
+}
+
+#[test]
+fn a_turn_is_due_when_the_backend_says_so() {
+    // Whoever turns it from outside comes back for the first of its own deadlines and the backend's.
+    let mut stage = stage(8);
+    stage.ask(read(), None);
+    stage.turn();
+    let due = |stage: &Stage, at| {
+        lock(&stage.puppet.0).due = at;
+        stage.engine.next_deadline()
+    };
+    let mine = due(&stage, None);
+    assert_eq!(due(&stage, Some(Mono(1))), Some(Mono(1)));
+    assert_eq!(
+        due(&stage, Some(Mono(u64::MAX))),
+        mine.or(Some(Mono(u64::MAX)))
     );
 }
 
