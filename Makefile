@@ -100,7 +100,7 @@ torture: build ## The long proofs, for TORTURE_SECONDS (default 600): deeper cra
 	@$(MAKE) --no-print-directory mutants
 
 .PHONY: mutants
-mutants: $(STAMPS)/tools ## Plant each bug of rust/mutants.toml and require its test to fail
+mutants: ## Plant each bug of rust/mutants.toml and require its test to fail
 	@cargo xtask mutants $(MUTANTS)
 
 .PHONY: wheel

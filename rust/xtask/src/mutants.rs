@@ -3,15 +3,15 @@
 //! A bug stands in the engine behind `planted!("name")`; `rust/mutants.toml` says which test must
 //! notice it. For each: name the bug to the process, run, and demand a failure within a bounded
 //! time. A build that fails is an error, not a kill, and every killer must first pass in the same
-//! build without a bug. A test of the Python suite sees a copy of the package with such a build in
-//! it.
+//! build without a bug.
 //!
-//! The switch that compiles the bugs in reaches only the engine and its binding: this program stands in as the
+//! The switch that compiles the bugs in reaches only the engine: this program stands in as the
 //! workspace's rustc wrapper. Cargo keys its cache by the wrapper's path, so that build lies beside
-//! the others, and one serves all bugs: the environment chooses among them.
+//! the others, and one serves all bugs: the environment chooses among them. For a Python test the
+//! extension is built in the same way.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -25,10 +25,10 @@ const WRAPPER_SWITCH: &str = "MILLRACE_PLANTED_BUG_WRAPPER";
 /// Names the bug to the engine, see `rust/core/src/planted.rs`.
 const BUG: &str = "MILLRACE_PLANTED_BUG";
 const SECONDS_DEFAULT: u64 = 120;
-/// The interpreter that runs the Python suite, from the repository root.
+/// The crates in which bugs are planted.
+const ENGINE: [&str; 2] = ["millrace_core", "_core"];
+/// What runs a Python killer; `make build` makes it.
 const PYTHON: &str = ".venv/bin/python";
-/// Where the copy of the package stands.
-const STAGE: &str = "target/planted-python";
 
 /// One planted bug and the test that must notice it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,9 +38,9 @@ pub struct Mutant {
     bug: String,
     /// Explored by loom instead of run.
     loom: bool,
-    /// The killer is a test of the Python suite.
+    /// The killer is a Python test, run with an extension that has the bugs.
     python: bool,
-    /// Arguments of `cargo test`, or of pytest, that select the killer.
+    /// Arguments of `cargo test`, or of `pytest`, that select the killer.
     killer: String,
     /// How long the killer may take. Hanging counts as noticing only if `hangs` says so.
     seconds: u64,
@@ -158,7 +158,7 @@ pub fn run(root: &Path, names: &[String]) -> Result<bool, String> {
 fn check_killers(root: &Path, chosen: &[&Mutant]) -> Result<(), String> {
     let mut seen = Vec::new();
     for mutant in chosen {
-        let killer = (mutant.loom, mutant.killer.as_str());
+        let killer = (mutant.loom, mutant.python, mutant.killer.as_str());
         if seen.contains(&killer) {
             continue;
         }
@@ -175,10 +175,7 @@ fn check_killers(root: &Path, chosen: &[&Mutant]) -> Result<(), String> {
 
 fn execute(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Verdict, String> {
     let mut build = if mutant.python {
-        let mut build = cargo(root, mutant, "build")?;
-        build.args(["--package", "millrace-bind", "--no-default-features"]);
-        build.env("PYO3_PYTHON", root.join(PYTHON));
-        build
+        extension_command(root)?
     } else {
         let mut build = killer_command(root, mutant, None)?;
         build.arg("--no-run");
@@ -191,14 +188,16 @@ fn execute(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Verdic
         let why = String::from_utf8_lossy(&built.stderr).into_owned();
         return Err(format!("`{}` does not build:\n{why}", mutant.name));
     }
-    if mutant.python {
-        stage_package(root).map_err(|error| format!("cannot copy the package: {error}"))?;
-    }
-    let mut child = killer_command(root, mutant, planted)?
+    let mut killer = if mutant.python {
+        python_command(root, mutant, planted)?
+    } else {
+        killer_command(root, mutant, planted)?
+    };
+    let mut child = killer
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .map_err(|error| format!("cannot run the killer: {error}"))?;
+        .map_err(|error| format!("cannot run cargo: {error}"))?;
     let deadline = Instant::now() + Duration::from_secs(mutant.seconds);
     loop {
         if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
@@ -216,34 +215,6 @@ fn execute(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Verdic
     }
 }
 
-/// A copy of the package with the extension that was just built, for [`STAGE`] to be found first.
-fn stage_package(root: &Path) -> std::io::Result<()> {
-    let stage = root.join(STAGE);
-    if stage.exists() {
-        fs::remove_dir_all(&stage)?;
-    }
-    copy_sources(&root.join("python/millrace"), &stage.join("millrace"))?;
-    let built = root.join("target/fast/lib_core.so");
-    fs::copy(built, stage.join("millrace/_core.so")).map(drop)
-}
-
-/// Everything but extensions and what Python has compiled.
-fn copy_sources(from: &Path, to: &Path) -> std::io::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (path, name) = (entry.path(), entry.file_name());
-        if entry.file_type()?.is_dir() {
-            if name != "__pycache__" {
-                copy_sources(&path, &to.join(name))?;
-            }
-        } else if path.extension().is_none_or(|kind| kind != "so") {
-            fs::copy(&path, to.join(name))?;
-        }
-    }
-    Ok(())
-}
-
 /// Ends cargo and the test it started: they share a process group of their own.
 fn end_group(child: &mut std::process::Child) {
     let group = format!("-{}", child.id());
@@ -252,11 +223,7 @@ fn end_group(child: &mut std::process::Child) {
 }
 
 fn killer_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Command, String> {
-    let mut command = if mutant.python {
-        pytest(root)?
-    } else {
-        cargo(root, mutant, "test")?
-    };
+    let mut command = cargo_command(root, "test", mutant.loom)?;
     command.args(mutant.killer.split_whitespace());
     if let Some(name) = planted {
         command.env(BUG, name);
@@ -264,32 +231,11 @@ fn killer_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result
     Ok(command)
 }
 
-fn pytest(root: &Path) -> Result<Command, String> {
-    use std::os::unix::process::CommandExt;
-    let python = root.join(PYTHON);
-    if !python.exists() {
-        return Err("a test of the Python suite is a killer: `make build` first".to_owned());
-    }
-    let mut command = Command::new(python);
-    command
-        .current_dir(root)
-        .process_group(0)
-        .stdin(Stdio::null())
-        .env("PYTHONPATH", root.join(STAGE))
-        .env_remove(BUG)
-        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
-    Ok(command)
-}
-
-fn cargo(root: &Path, mutant: &Mutant, what: &str) -> Result<Command, String> {
-    use std::os::unix::process::CommandExt;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(root)
-        .process_group(0)
-        .stdin(Stdio::null());
+fn cargo_command(root: &Path, what: &str, loom: bool) -> Result<Command, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = in_its_own_group(root, cargo);
     command.args([what, "--quiet", "--locked", "--profile", "fast"]);
-    let target = if mutant.loom {
+    let target = if loom {
         command.env("RUSTFLAGS", "--cfg loom");
         root.join("target/loom")
     } else {
@@ -302,6 +248,63 @@ fn cargo(root: &Path, mutant: &Mutant, what: &str) -> Result<Command, String> {
         .env(WRAPPER_SWITCH, "1")
         .env_remove(BUG);
     Ok(command)
+}
+
+fn in_its_own_group(root: &Path, program: impl AsRef<OsStr>) -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(program);
+    command
+        .current_dir(root)
+        .process_group(0)
+        .stdin(Stdio::null());
+    command
+}
+
+/// Builds the extension with the bugs.
+fn extension_command(root: &Path) -> Result<Command, String> {
+    let mut command = cargo_command(root, "build", false)?;
+    command
+        .args(["--package", "millrace-bind", "--no-default-features"])
+        .env("PYO3_PYTHON", root.join(PYTHON));
+    Ok(command)
+}
+
+/// Runs a Python test with that extension, which stands beside the package's own files.
+fn python_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Command, String> {
+    let site = lay_out(root).map_err(|error| format!("cannot lay out the package: {error}"))?;
+    let mut command = in_its_own_group(root, root.join(PYTHON));
+    command
+        .args(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"])
+        .args(mutant.killer.split_whitespace())
+        .env("PYTHONPATH", site)
+        .env_remove(BUG);
+    if let Some(name) = planted {
+        command.env(BUG, name);
+    }
+    Ok(command)
+}
+
+/// A directory to import the package from: links to its files, and the extension just built.
+fn lay_out(root: &Path) -> std::io::Result<PathBuf> {
+    let site = root.join("target/planted-site");
+    let package = site.join("millrace");
+    fs::create_dir_all(&site)?;
+    if package.exists() {
+        fs::remove_dir_all(&package)?;
+    }
+    fs::create_dir(&package)?;
+    for entry in fs::read_dir(root.join("python/millrace"))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !name.to_string_lossy().starts_with("_core.") {
+            std::os::unix::fs::symlink(entry.path(), package.join(name))?;
+        }
+    }
+    fs::copy(
+        root.join("target/fast/lib_core.so"),
+        package.join("_core.so"),
+    )?;
+    Ok(site)
 }
 
 /// A link to this program, so that the build has a path of its own.
@@ -340,7 +343,7 @@ pub fn wrapped_rustc() -> Option<ExitCode> {
 fn planted_arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let is_engine = arguments
         .windows(2)
-        .any(|w| w[0] == "--crate-name" && (w[1] == "millrace_core" || w[1] == "_core"));
+        .any(|w| w[0] == "--crate-name" && ENGINE.iter().any(|krate| w[1] == *krate));
     if is_engine {
         arguments.push("--cfg".into());
         arguments.push("planted".into());
@@ -382,13 +385,13 @@ mod tests {
     }
 
     #[test]
-    fn only_engine_and_binding_are_built_with_the_bugs() {
+    fn only_the_engine_is_built_with_the_bugs() {
         // Belief: dependencies, tests and this program are compiled as they are.
         let plain = |krate: &str| vec![OsString::from("--crate-name"), krate.into()];
         assert_eq!(planted_arguments(plain("crossbeam")), plain("crossbeam"));
         for krate in ["millrace_core", "_core"] {
-            let planted = planted_arguments(plain(krate));
-            assert_eq!(planted[2..], [OsString::from("--cfg"), "planted".into()]);
+            let engine = planted_arguments(plain(krate));
+            assert_eq!(engine[2..], [OsString::from("--cfg"), "planted".into()]);
         }
     }
 }
