@@ -17,6 +17,10 @@ use super::{
     stock::{Lent, Stock},
 };
 
+/// A batch of fewer bytes does not keep a buffer of which it needs less than half: what waits on
+/// the ring is counted by its bytes, and the copy costs little.
+const LOOSE_BELOW_BYTES: usize = 64 << 10;
+
 /// What a writer puts on the ring.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -36,12 +40,44 @@ enum Bytes {
     Batched(Option<Box<Whole>>),
 }
 
-/// The records of a batch, laid out behind room for the header of a frame.
+/// The records of a batch, laid out.
 #[derive(Debug)]
 struct Whole {
-    buffer: Lent,
+    laid: Laid,
     /// Frame bytes of the first record.
     first: u32,
+}
+
+#[derive(Debug)]
+enum Laid {
+    /// Behind room for the header of a frame.
+    InPlace(Lent),
+    /// By themselves; see [`LOOSE_BELOW_BYTES`].
+    Apart(Box<[u8]>),
+}
+
+impl Laid {
+    fn of(buffer: Lent, used: usize) -> Self {
+        let is_loose = used < LOOSE_BELOW_BYTES && buffer.len() > 2 * used;
+        if is_loose && !planted!("small_batches_keep_their_buffers") {
+            Self::Apart(buffer[FRAME_HEADER_BYTES..used].into())
+        } else {
+            Self::InPlace(buffer)
+        }
+    }
+
+    /// The records, and what may lie behind them.
+    fn records(&self) -> &[u8] {
+        match self {
+            Self::InPlace(buffer) => &buffer[FRAME_HEADER_BYTES..],
+            Self::Apart(records) => records,
+        }
+    }
+
+    /// The buffer, if it has room for a frame of `length` bytes.
+    fn has_room(&self, length: usize) -> bool {
+        matches!(self, Self::InPlace(buffer) if buffer.len() >= length)
+    }
 }
 
 impl Entry {
@@ -53,6 +89,21 @@ impl Entry {
             bytes: Bytes::Own(payload),
             batch: 1,
             size,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Entry {
+    /// Bytes of memory behind it.
+    pub(super) fn held_bytes(&self) -> usize {
+        match &self.bytes {
+            Bytes::Own(payload) => payload.len(),
+            Bytes::Batched(None) => 0,
+            Bytes::Batched(Some(whole)) => match &whole.laid {
+                Laid::InPlace(buffer) => buffer.len(),
+                Laid::Apart(records) => records.len(),
+            },
         }
     }
 }
@@ -74,11 +125,9 @@ impl Lay for Entry {
             Bytes::Own(payload) => put_record(frame, at, payload),
             Bytes::Batched(None) => at,
             Bytes::Batched(Some(whole)) => {
-                let end = at + self.size as usize;
-                let laid =
-                    &whole.buffer[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + self.size as usize];
-                frame[at..end].copy_from_slice(laid);
-                end
+                let size = self.size as usize;
+                frame[at..at + size].copy_from_slice(&whole.laid.records()[..size]);
+                at + size
             }
         }
     }
@@ -147,7 +196,7 @@ impl Batch {
         let mut entries = self.entries;
         if let Some(first) = entries.first_mut() {
             let whole = Whole {
-                buffer: self.buffer,
+                laid: Laid::of(self.buffer, self.used),
                 first: first.size,
             };
             *first = Entry {
@@ -216,11 +265,11 @@ pub(crate) fn in_place(entries: &mut [Entry], length: usize) -> Option<Buffer> {
         return None;
     };
     let is_all = first.batch as usize == count || planted!("in_place_of_several");
-    let fits = whole
-        .as_ref()
-        .is_some_and(|whole| whole.buffer.len() >= length);
-    if !is_all || !fits {
+    if !is_all || !whole.as_ref()?.laid.has_room(length) {
         return None;
     }
-    whole.take().map(|whole| whole.buffer.into_buffer())
+    match whole.take()?.laid {
+        Laid::InPlace(buffer) => Some(buffer.into_buffer()),
+        Laid::Apart(_) => None,
+    }
 }

@@ -68,7 +68,7 @@ impl Shared {
         let process = Process::here()?;
         Ok(Self {
             process,
-            stock: Stock::new(process, settings.group_bytes_max),
+            stock: Stock::new(process, settings.stock_bytes()),
             settings,
             producer,
             origin,
@@ -140,11 +140,13 @@ impl Shared {
         }
         self.marks.fail(error);
         self.producer.close();
+        self.stock.close();
     }
 
     /// An orderly close: no new claims; what was claimed is still written.
     pub(crate) fn request_close(&self) {
         self.producer.close();
+        self.stock.close();
         // Release: pairs with the Acquire in `is_close_requested`; the closed ring comes first.
         self.close_requested.store(true, Ordering::Release);
         self.wake_driver();
@@ -335,10 +337,12 @@ impl Appender {
     /// Puts records on the ring that will share a frame. Returns the first LSN.
     pub fn submit_many(&self, payloads: &[Payload]) -> Result<Lsn> {
         let shared = &self.0;
-        let mut batch = self.batch(payloads.len(), payloads.iter().map(|p| p.len()).sum())?;
         let mut load = Load::default();
         for payload in payloads {
             self.admit(&mut load, payload.len())?;
+        }
+        let mut batch = self.batch(payloads.len(), payloads.iter().map(|p| p.len()).sum())?;
+        for payload in payloads {
             batch.push(payload)?;
         }
         let batch = self.whole(batch)?;
@@ -348,9 +352,10 @@ impl Appender {
         }
     }
 
-    /// Room for a batch of about `records` records, `bytes` bytes in all.
+    /// Room for a batch of about `records` records, `bytes` bytes in all. Fails as an append would
+    /// if the log takes none any more, so that what would be refused is not copied first.
     pub fn batch(&self, records: usize, bytes: usize) -> Result<Batch> {
-        self.0.process.check()?;
+        self.check_open()?;
         Batch::new(&self.0.stock, records, bytes)
     }
 

@@ -6,7 +6,7 @@ use super::frame;
 use crate::{
     codec::align_up,
     error::{Error, Result},
-    io::BLOCK,
+    io::{BLOCK, HUGE},
 };
 
 /// What recovery does with a tail that a crash cut short.
@@ -169,6 +169,11 @@ impl LogSettings {
             ));
         }
         Ok(())
+    }
+
+    /// Bytes kept for batches: a buffer for the largest, in whole huge pages, and another page.
+    pub(crate) fn stock_bytes(&self) -> usize {
+        align_up(self.largest_frame(), HUGE as u64) as usize + HUGE
     }
 
     /// The frame of a group of `group_bytes_max` bytes, record headers included.

@@ -12,8 +12,8 @@
 //! # Always true
 //!
 //! 1. A buffer is here, or lent, or with the disk: it moves, and is never shared.
-//! 2. What is kept is bounded, and so is what huge pages round up; nothing is kept by a log that
-//!    rests.
+//! 2. What is kept is bounded, and so is what huge pages round up. Nothing is kept by a log that
+//!    rests, from before its first group on, and nothing by one that is closed or has failed.
 //! 3. Nothing is freed while the lock is held.
 
 use std::ops::{Deref, DerefMut};
@@ -46,8 +46,21 @@ pub(crate) struct Stock {
     state: Mutex<State>,
 }
 
+/// What becomes of a buffer that comes back.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It is freed: no group is under way whose rest would free it later.
+    #[default]
+    Resting,
+    /// It is kept.
+    Busy,
+    /// It is freed, from now on.
+    Closed,
+}
+
 #[derive(Debug, Default)]
 struct State {
+    phase: Phase,
     /// Oldest first.
     kept: Vec<Buffer>,
     kept_bytes: usize,
@@ -84,9 +97,19 @@ impl Stock {
             Err(is_huge) => is_huge,
         };
         if is_huge {
-            return Buffer::try_huge(wanted);
+            return self.huge_or_small(Buffer::try_huge(wanted), wanted);
         }
         Buffer::try_zeroed(wanted)
+    }
+
+    /// Small pages where the huge ones, which `look` has counted, were refused.
+    pub(super) fn huge_or_small(&self, huge: Result<Buffer>, wanted: usize) -> Result<Buffer> {
+        huge.or_else(|_| {
+            lock(&self.state).uncount(wanted.next_multiple_of(HUGE));
+            // Of a length that is never taken for huge pages.
+            let is_whole = wanted.is_multiple_of(HUGE);
+            Buffer::try_zeroed(if is_whole { wanted + BLOCK } else { wanted })
+        })
     }
 
     /// A kept buffer, or whether one of huge pages should be made.
@@ -101,10 +124,11 @@ impl Stock {
             return Ok(kept);
         }
         let rounded = align_up(wanted as u64, HUGE as u64) as usize;
-        let has_room = rounded == wanted || state.huge_bytes + rounded <= HUGE_BYTES_MAX;
+        let in_use = state.huge_bytes.saturating_add(rounded);
+        let has_room = rounded == wanted || in_use <= HUGE_BYTES_MAX;
         let is_huge = wanted >= HUGE_FROM && has_room;
         if is_huge {
-            state.huge_bytes += rounded;
+            state.huge_bytes = in_use;
         }
         Err(is_huge)
     }
@@ -115,31 +139,59 @@ impl Stock {
         if buffer.len() <= BLOCK || self.process.is_forked_child() {
             return;
         }
+        let most = if planted!("stock_unbounded") {
+            usize::MAX
+        } else {
+            self.bytes_max
+        };
         let mut dropped = Vec::new();
         let mut state = lock(&self.state);
-        state.kept_bytes += buffer.len();
-        state.kept.push(buffer);
-        let is_full = |state: &State| {
-            let most = if planted!("stock_unbounded") {
-                usize::MAX
-            } else {
-                self.bytes_max
-            };
-            state.kept.len() > KEPT_MAX || state.kept_bytes > most
-        };
-        while is_full(&state) {
+        if state.phase != Phase::Busy || buffer.len() > most {
+            state.uncount(buffer.len());
+            dropped.push(buffer);
+        } else {
+            state.kept_bytes += buffer.len();
+            state.kept.push(buffer);
+        }
+        while state.kept.len() > KEPT_MAX || state.kept_bytes > most {
             dropped.push(state.forget(0));
         }
         drop(state);
     }
 
-    /// Frees what is kept.
-    pub(crate) fn clear(&self) {
-        let mut dropped = Vec::new();
+    /// A group goes to the disk: the log will rest once more, and free what is kept until then.
+    pub(crate) fn rouse(&self) {
         let mut state = lock(&self.state);
-        while !state.kept.is_empty() {
-            dropped.push(state.forget(0));
+        if state.phase == Phase::Resting {
+            state.phase = Phase::Busy;
         }
+    }
+
+    /// Frees what is kept, and what comes back before the next group.
+    pub(crate) fn rest(&self) {
+        self.empty(Phase::Resting);
+    }
+
+    /// Frees what is kept, and what comes back later.
+    pub(crate) fn close(&self) {
+        if !planted!("a_closed_log_keeps_the_stock") {
+            self.empty(Phase::Closed);
+        }
+    }
+
+    fn empty(&self, phase: Phase) {
+        if self.process.is_forked_child() {
+            return;
+        }
+        let mut state = lock(&self.state);
+        if state.phase != Phase::Closed {
+            state.phase = phase;
+        }
+        let dropped = std::mem::take(&mut state.kept);
+        for buffer in &dropped {
+            state.uncount(buffer.len());
+        }
+        state.kept_bytes = 0;
         drop(state);
     }
 
@@ -153,10 +205,15 @@ impl State {
     fn forget(&mut self, at: usize) -> Buffer {
         let buffer = self.kept.remove(at);
         self.kept_bytes -= buffer.len();
-        if buffer.len().is_multiple_of(HUGE) {
-            self.huge_bytes -= buffer.len().min(self.huge_bytes);
-        }
+        self.uncount(buffer.len());
         buffer
+    }
+
+    /// A buffer of this length is given up.
+    fn uncount(&mut self, length: usize) {
+        if length.is_multiple_of(HUGE) {
+            self.huge_bytes -= length.min(self.huge_bytes);
+        }
     }
 }
 

@@ -46,6 +46,7 @@ impl Committer {
         now: Mono,
     ) {
         let count = entries.len();
+        self.shared.stock.rouse();
         match self.encode(entries, bytes) {
             Ok((encoded, from_stock)) => {
                 self.group_bytes = match self.group_bytes {

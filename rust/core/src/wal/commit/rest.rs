@@ -21,7 +21,7 @@ impl Committer {
             return;
         }
         if !planted!("rest_keeps_the_stock") {
-            self.shared.stock.clear();
+            self.shared.stock.rest();
         }
         let stamp = self.stamp(0);
         let spare = self.spare(frame::FRAME_HEADER_BYTES);
