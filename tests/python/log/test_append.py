@@ -369,6 +369,22 @@ async def test_a_closed_log_says_so(directory: Path) -> None:
     assert "state=closed" in repr(log)
 
 
+async def test_a_closed_log_does_not_look_at_a_batch(directory: Path) -> None:
+    # What is refused anyway is not copied first: no item is even asked for.
+    log = await Log.open(directory)
+    await log.close()
+    seen: list[int] = []
+
+    def items() -> Iterator[bytes]:
+        for number in range(3):
+            seen.append(number)
+            yield b"x"
+
+    with pytest.raises(ClosedError):
+        log.append_many(items())
+    assert seen == []
+
+
 async def test_close_writes_what_was_appended(directory: Path, held: LogSettings) -> None:
     # Everything that got an LSN before the close is durable after it.
     log = await Log.open(directory, settings=held)
