@@ -49,9 +49,7 @@ pub type Call<'py> = (Bound<'py, PyAny>, Bound<'py, PyTuple>);
 impl Turn {
     /// Whether there is something to hand out.
     fn begin(&self, py: Python<'_>) -> PyResult<bool> {
-        let Some(_inside) = gate::enter() else {
-            return Ok(false);
-        };
+        let _inside = gate::enter(py);
         let slf = self.wheel.bind(py);
         let core = &slf.get().core;
         if core.origin.is_forked_child() {
@@ -85,9 +83,7 @@ impl Turn {
     }
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Call<'py>>> {
-        let Some(_inside) = gate::enter() else {
-            return Ok(None);
-        };
+        let _inside = gate::enter(py);
         let mut place = lock(&self.batch);
         let Some(batch) = place.as_mut() else {
             return Ok(None);
@@ -185,10 +181,8 @@ fn runner(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 
 /// Arms the loop's timer for the first deadline, in place of the one armed before.
 pub fn arm(slf: &Bound<'_, TimeoutWheel>, home: &Arc<Home>) -> PyResult<()> {
-    let Some(_inside) = gate::enter() else {
-        return Ok(());
-    };
     let (py, core) = (slf.py(), &slf.get().core);
+    let _inside = gate::enter(py);
     let mut state = lock(&core.state);
     let next = state.wheel.next_deadline();
     let before = state.timer.take();
