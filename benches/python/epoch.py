@@ -17,19 +17,24 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import millrace
 from page import ROOT, Page, options, spawn
 from table import Spread, Table, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 BENCH = ("--locked", "--package", "millrace-benches", "--bench", "epoch")
 CELLS = {
     "storm": ("inline", "millrace"),
+    "load": ("behind", "ahead", "ahead, with pins"),
     "idle": ("pin", "pin for a turn"),
     "sustained": ("millrace", "millrace, two threads", "crossbeam-epoch", "seize"),
     "pin": ("millrace", "millrace, nested", "millrace, owned", "crossbeam-epoch", "seize"),
@@ -37,6 +42,7 @@ CELLS = {
 }
 ROUNDS, QUICK_ROUNDS = 9, 3
 COUNTED = 64 * 64
+PYTHON_PINS = 100_000
 CELL_TIMEOUT_S = 120
 Line = tuple[str, str, str, str]
 
@@ -112,14 +118,20 @@ def aims(table: Table, counted: dict[str, float]) -> Iterator[Line]:
             is_met=lower.median >= 0.8,
             aim="80 % lower",
         )
-    efficiency = list(storm("efficiency", "millrace").values())
+    efficiency = list(table.by_round("load", "behind", 0, "efficiency").values())
     yield met(
-        "items of a batch / `max_batch`, under that load",
+        "items of a batch / `max_batch`, two threads deferring, a queue that builds up",
         "",
         shown(efficiency, percent),
         is_met=min(efficiency, default=0) > 0.9,
         aim="above 90 %",
     )
+    for arm, case in (
+        ("ahead", "the same, a microsecond of work between two pieces"),
+        ("ahead, with pins", "the same, that work under a pin"),
+    ):
+        found = list(table.by_round("load", arm, 0, "efficiency").values())
+        yield case, "", shown(found, percent), "none: what comes is run before more is there"
     for arm in CELLS["idle"]:
         yield overhead(table, counted, arm)
     rate = list(table.by_round("sustained", "millrace", 0, "items_per_s").values())
@@ -153,7 +165,21 @@ def overhead(table: Table, counted: dict[str, float], arm: str) -> Line:
     return met(case, control, timed, is_met=is_met, aim="below 1 %")
 
 
-def peers(table: Table) -> Iterator[Line]:
+def from_python(rounds: int) -> list[float]:
+    """Time `with gc.pin(): pass` beside the same block of a context manager that does nothing."""
+
+    def took(make: Callable[[], AbstractContextManager[object]]) -> float:
+        begun = perf_counter()
+        for _ in range(PYTHON_PINS):
+            with make():
+                pass
+        return (perf_counter() - begun) / PYTHON_PINS
+
+    with millrace.EpochGC() as gc:
+        return [took(gc.pin) - took(nullcontext) for _ in range(rounds)]
+
+
+def peers(table: Table, pins: list[float]) -> Iterator[Line]:
     """Yield the rows that only compare."""
     forms: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
         ("pin", "each_s", "a pin taken and let go", nanoseconds),
@@ -166,6 +192,7 @@ def peers(table: Table) -> Iterator[Line]:
             theirs = table.by_round(cell, contender, 0, field)
             found = ratio(theirs, ours) or Spread(0, 0, 0)
             yield case, contender, shown(theirs.values(), form), f"{found.median:.2f} x"
+    yield "a pin from Python, more than `nullcontext`", "millrace", shown(pins, nanoseconds), ""
 
 
 def shown(values: Any, form: Callable[[float], str]) -> str:
@@ -189,9 +216,9 @@ def percent(value: float) -> str:
     return f"{value:.1%}"
 
 
-def text(page: Page, rounds: int, rows: list[dict[str, Any]], counted: dict[str, float]) -> str:
+def text(page: Page, rounds: int, raw: dict[str, Any]) -> str:
     """Return the page."""
-    table = Table(rows)
+    table, counted = Table(raw["cells"]), raw["instructions"]
     return f"""{page.head(rounds)}
 {grid(("case", "inline, or without", "millrace", "aim"), aims(table, counted))}
 
@@ -202,9 +229,12 @@ has touched: a page fault for every 80 pushes or so is then the p99. The *warm* 
 find the trays of the first; the inline side's pool, wheel and index are warm then as well.
 All of the work, deferred against inline: {total(table)}.
 
+A batch is what is there when somebody collects. A queue builds up where a piece takes longer to
+run than to defer; where it does not, each is run soon after it came, in small batches.
+
 Against its peers; the ratio is theirs to that of `millrace` in the first row of the case.
 
-{grid(("case", "who", "found", "ratio"), peers(table))}
+{grid(("case", "who", "found", "ratio"), peers(table, raw["python_pins"]))}
 
 A peer's work is a closure, or a pointer with a function; ours is a value with a kind, counted
 against two limits, timed, and isolated from panics. What `millrace` does not hold under a stalled
@@ -234,8 +264,8 @@ def main() -> None:
     program = given.program or build()
     rows = measure(program, rounds)
     counted = instructions(program)
-    raw = {"rounds": rounds, "instructions": counted, "cells": rows}
-    page.publish(given.out, "epoch", text(page, rounds, rows, counted), raw)
+    raw = {"instructions": counted, "cells": rows, "python_pins": from_python(rounds)}
+    page.publish(given.out, "epoch", text(page, rounds, raw), {"rounds": rounds, **raw})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 //! | cell | what is done |
 //! | --- | --- |
 //! | storm | 100 000 operations, each holding a reservation, an entry in a timer wheel, a pooled buffer of 4 KiB and a place in an ordered index, are cancelled inline, or by unlinking and deferring. The time of each cancel is taken; the deferred work is then run to the end, and both sides must have given everything back. The first storm finds cold memory, on both sides; then come warm ones |
+//! | load | two threads go on deferring while a third turns the tick; how full the batches are that come of it. `behind`: a piece takes longer to run than to defer, so a queue builds up. `ahead`: each thread works for a microsecond between two pieces, so nothing waits for long. `ahead, with pins`: under a pin, and every pin that goes is a chance to collect |
 //! | idle | the same operation with and without a pin, nothing deferred, in interleaved pairs, with the 95 % interval of the ratio |
 //! | count | one arm of `idle` alone, for callgrind |
 //! | sustained | defer and run on one thread, on two, and by `crossbeam-epoch` and `seize`, until all has run |
@@ -22,7 +23,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    thread,
+    thread::{self, Thread},
     time::{Duration, Instant},
 };
 
@@ -31,6 +32,7 @@ use millrace_core::{
     Result,
     clock::{Mono, SystemClock},
     epoch::{Budget, Clean, Collector, Kind, Settings, Slip, Work},
+    sync::Wake,
     wheel::{Key, TimeoutWheel},
 };
 
@@ -185,7 +187,7 @@ fn cancel_storm(contender: &str) {
     let first = one();
     let warm: Vec<_> = (0..WARM_STORMS).map(|_| one()).collect();
     let over = |figure: fn(&(Vec<f64>, f64)) -> f64| median(warm.iter().map(figure).collect());
-    let mut figures = vec![
+    let figures = [
         ("first_p99_s", at(&first.0, 0.99)),
         ("p50_s", over(|storm| at(&storm.0, 0.5))),
         ("p99_s", over(|storm| at(&storm.0, 0.99))),
@@ -195,10 +197,98 @@ fn cancel_storm(contender: &str) {
     if contender != "inline" {
         let seen = collector.statistics(Mono(0));
         assert_eq!(seen.processed, (STORM * (1 + WARM_STORMS)) as u64);
-        let most = seen.batches as f64 * settings.max_batch as f64;
-        figures.push(("efficiency", seen.processed as f64 / most));
     }
     tell("storm", contender, &figures);
+}
+
+/// A buffer that leaves nothing of its last user behind, and what else there is to do.
+struct Wipe {
+    buffer: Box<[u8; 4096]>,
+    index: Option<Arc<BTreeMap<u64, u64>>>,
+    trace: Arc<AtomicU64>,
+}
+
+impl Work for Wipe {
+    fn kind(&self) -> Kind {
+        Kind::Region
+    }
+}
+
+impl Clean for Wipe {
+    fn clean(mut self, _: &mut Slip<'_>) -> Result<()> {
+        self.buffer.fill(0);
+        black_box(&self.buffer);
+        let seed = self.trace.fetch_add(1, Ordering::Relaxed);
+        if let Some(index) = &self.index {
+            for step in 0..4 {
+                black_box(look_up(index, seed ^ step));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Wakes the thread that turns the tick.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(&self) {
+        self.0.unpark();
+    }
+}
+
+/// How full the batches are while work keeps coming in.
+fn load(contender: &str) {
+    const PRODUCERS: u64 = 2;
+    const EACH: u64 = 200_000;
+    let settings = Settings::default();
+    let collector = collector::<Wipe>(settings);
+    collector.set_wake(Arc::new(Unpark(thread::current())));
+    let (index, trace) = (Arc::new(idle_index()), Arc::new(AtomicU64::new(0)));
+    let is_behind = contender == "behind";
+    let working = AtomicU64::new(PRODUCERS);
+    let produce = || {
+        let participant = collector.participant(None);
+        for seed in 0..EACH {
+            if !is_behind {
+                let pin = contender.ends_with("pins").then(|| participant.pin());
+                black_box(look_up(&index, black_box(seed)));
+                drop(pin);
+            }
+            let work = Wipe {
+                buffer: Box::new([1; 4096]),
+                index: is_behind.then(|| Arc::clone(&index)),
+                trace: Arc::clone(&trace),
+            };
+            let taken = collector.defer(work, 4096, Duration::from_secs(60));
+            assert!(taken.is_ok());
+        }
+        working.fetch_sub(1, Ordering::Relaxed);
+    };
+    let mut seen = None;
+    let took = timed(|| {
+        thread::scope(|scope| {
+            (0..PRODUCERS).for_each(|_| drop(scope.spawn(produce)));
+            while working.load(Ordering::Relaxed) > 0 {
+                let now = collector.now();
+                let next = collector.tick(now);
+                let rest = next.map_or(settings.advance_interval, |next| next.since(now));
+                thread::park_timeout(rest);
+            }
+            // What is left has no load behind it.
+            seen = Some(collector.statistics(Mono(0)));
+        });
+    });
+    let seen = seen.expect("set above");
+    assert_eq!(collector.close().load.items, 0);
+    assert_eq!(trace.load(Ordering::Relaxed), PRODUCERS * EACH);
+    let most = seen.batches as f64 * settings.max_batch as f64;
+    let figures = [
+        ("efficiency", (seen.processed as f64) / most),
+        ("batches", seen.batches as f64),
+        ("items_per_s", seen.processed as f64 / took),
+    ];
+    tell("load", contender, &figures);
 }
 
 /// An operation of about a microsecond that defers nothing.
@@ -459,8 +549,9 @@ fn stall(contender: &str) {
 /// A cell: its name, its arms, and what runs one of them.
 type Cell = (&'static str, &'static [&'static str], fn(&str));
 
-const CELLS: [Cell; 5] = [
+const CELLS: [Cell; 6] = [
     ("storm", &["inline", "millrace"], cancel_storm),
+    ("load", &["behind", "ahead", "ahead, with pins"], load),
     ("idle", &["pin", "pin for a turn"], idle),
     (
         "sustained",

@@ -16,7 +16,8 @@
 //! ```
 
 #[macro_use]
-mod planted;
+#[doc(hidden)]
+pub mod planted;
 
 pub mod clock;
 pub mod codec;

@@ -7,10 +7,11 @@
 //!
 //! The switch that compiles the bugs in reaches only the engine: this program stands in as the
 //! workspace's rustc wrapper. Cargo keys its cache by the wrapper's path, so that build lies beside
-//! the others, and one serves all bugs: the environment chooses among them.
+//! the others, and one serves all bugs: the environment chooses among them. For a Python test the
+//! extension is built in the same way.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -24,6 +25,10 @@ const WRAPPER_SWITCH: &str = "MILLRACE_PLANTED_BUG_WRAPPER";
 /// Names the bug to the engine, see `rust/core/src/planted.rs`.
 const BUG: &str = "MILLRACE_PLANTED_BUG";
 const SECONDS_DEFAULT: u64 = 120;
+/// The crates in which bugs are planted.
+const ENGINE: [&str; 2] = ["millrace_core", "_core"];
+/// What runs a Python killer; `make build` makes it.
+const PYTHON: &str = ".venv/bin/python";
 
 /// One planted bug and the test that must notice it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +38,9 @@ pub struct Mutant {
     bug: String,
     /// Explored by loom instead of run.
     loom: bool,
-    /// Arguments of `cargo test` that select the killer.
+    /// The killer is a Python test, run with an extension that has the bugs.
+    python: bool,
+    /// Arguments of `cargo test`, or of `pytest`, that select the killer.
     killer: String,
     /// How long the killer may take. Hanging counts as noticing only if `hangs` says so.
     seconds: u64,
@@ -97,6 +104,7 @@ fn from_table(mut table: BTreeMap<String, String>) -> Result<Mutant, String> {
         name,
         bug,
         loom: flag("loom"),
+        python: flag("python"),
         killer,
         seconds,
         hangs: flag("hangs"),
@@ -150,7 +158,7 @@ pub fn run(root: &Path, names: &[String]) -> Result<bool, String> {
 fn check_killers(root: &Path, chosen: &[&Mutant]) -> Result<(), String> {
     let mut seen = Vec::new();
     for mutant in chosen {
-        let killer = (mutant.loom, mutant.killer.as_str());
+        let killer = (mutant.loom, mutant.python, mutant.killer.as_str());
         if seen.contains(&killer) {
             continue;
         }
@@ -166,16 +174,26 @@ fn check_killers(root: &Path, chosen: &[&Mutant]) -> Result<(), String> {
 }
 
 fn execute(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Verdict, String> {
-    let mut build = killer_command(root, mutant, None)?;
+    let mut build = if mutant.python {
+        extension_command(root)?
+    } else {
+        let mut build = killer_command(root, mutant, None)?;
+        build.arg("--no-run");
+        build
+    };
     let built = build
-        .arg("--no-run")
         .output()
         .map_err(|error| format!("cannot run cargo: {error}"))?;
     if !built.status.success() {
         let why = String::from_utf8_lossy(&built.stderr).into_owned();
         return Err(format!("`{}` does not build:\n{why}", mutant.name));
     }
-    let mut child = killer_command(root, mutant, planted)?
+    let mut killer = if mutant.python {
+        python_command(root, mutant, planted)?
+    } else {
+        killer_command(root, mutant, planted)?
+    };
+    let mut child = killer
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -205,14 +223,19 @@ fn end_group(child: &mut std::process::Child) {
 }
 
 fn killer_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Command, String> {
-    use std::os::unix::process::CommandExt;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(root)
-        .process_group(0)
-        .stdin(Stdio::null());
-    command.args(["test", "--quiet", "--locked", "--profile", "fast"]);
-    let target = if mutant.loom {
+    let mut command = cargo_command(root, "test", mutant.loom)?;
+    command.args(mutant.killer.split_whitespace());
+    if let Some(name) = planted {
+        command.env(BUG, name);
+    }
+    Ok(command)
+}
+
+fn cargo_command(root: &Path, what: &str, loom: bool) -> Result<Command, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = in_its_own_group(root, cargo);
+    command.args([what, "--quiet", "--locked", "--profile", "fast"]);
+    let target = if loom {
         command.env("RUSTFLAGS", "--cfg loom");
         root.join("target/loom")
     } else {
@@ -223,12 +246,65 @@ fn killer_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result
         .env("CARGO_TARGET_DIR", &target)
         .env("RUSTC_WORKSPACE_WRAPPER", wrapper(&target)?)
         .env(WRAPPER_SWITCH, "1")
-        .env_remove(BUG)
-        .args(mutant.killer.split_whitespace());
+        .env_remove(BUG);
+    Ok(command)
+}
+
+fn in_its_own_group(root: &Path, program: impl AsRef<OsStr>) -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(program);
+    command
+        .current_dir(root)
+        .process_group(0)
+        .stdin(Stdio::null());
+    command
+}
+
+/// Builds the extension with the bugs.
+fn extension_command(root: &Path) -> Result<Command, String> {
+    let mut command = cargo_command(root, "build", false)?;
+    command
+        .args(["--package", "millrace-bind", "--no-default-features"])
+        .env("PYO3_PYTHON", root.join(PYTHON));
+    Ok(command)
+}
+
+/// Runs a Python test with that extension, which stands beside the package's own files.
+fn python_command(root: &Path, mutant: &Mutant, planted: Option<&str>) -> Result<Command, String> {
+    let site = lay_out(root).map_err(|error| format!("cannot lay out the package: {error}"))?;
+    let mut command = in_its_own_group(root, root.join(PYTHON));
+    command
+        .args(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"])
+        .args(mutant.killer.split_whitespace())
+        .env("PYTHONPATH", site)
+        .env_remove(BUG);
     if let Some(name) = planted {
         command.env(BUG, name);
     }
     Ok(command)
+}
+
+/// A directory to import the package from: links to its files, and the extension just built.
+fn lay_out(root: &Path) -> std::io::Result<PathBuf> {
+    let site = root.join("target/planted-site");
+    let package = site.join("millrace");
+    fs::create_dir_all(&site)?;
+    if package.exists() {
+        fs::remove_dir_all(&package)?;
+    }
+    fs::create_dir(&package)?;
+    for entry in fs::read_dir(root.join("python/millrace"))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !name.to_string_lossy().starts_with("_core.") {
+            std::os::unix::fs::symlink(entry.path(), package.join(name))?;
+        }
+    }
+    fs::copy(
+        root.join("target/fast/lib_core.so"),
+        package.join("_core.so"),
+    )?;
+    Ok(site)
 }
 
 /// A link to this program, so that the build has a path of its own.
@@ -267,7 +343,7 @@ pub fn wrapped_rustc() -> Option<ExitCode> {
 fn planted_arguments(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let is_engine = arguments
         .windows(2)
-        .any(|w| w[0] == "--crate-name" && w[1] == "millrace_core");
+        .any(|w| w[0] == "--crate-name" && ENGINE.iter().any(|krate| w[1] == *krate));
     if is_engine {
         arguments.push("--cfg".into());
         arguments.push("planted".into());
@@ -313,7 +389,9 @@ mod tests {
         // Belief: dependencies, tests and this program are compiled as they are.
         let plain = |krate: &str| vec![OsString::from("--crate-name"), krate.into()];
         assert_eq!(planted_arguments(plain("crossbeam")), plain("crossbeam"));
-        let engine = planted_arguments(plain("millrace_core"));
-        assert_eq!(engine[2..], [OsString::from("--cfg"), "planted".into()]);
+        for krate in ["millrace_core", "_core"] {
+            let engine = planted_arguments(plain(krate));
+            assert_eq!(engine[2..], [OsString::from("--cfg"), "planted".into()]);
+        }
     }
 }

@@ -104,6 +104,40 @@ def test_appends_cancelled_in_line_free_their_records(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_an_abandoned_write_is_there_whole_or_leaves_no_trace(tmp_path: Path) -> None:
+    # Belief: what the ring has admitted is written although nobody waits; what stood in line was
+    # never there, and its place is free for whoever comes next.
+    settings = millrace.LogSettings(ring_entries=2, linger_s=0.002)
+    abandoned, kept = set[bytes](), list[bytes]()
+
+    async def main() -> None:
+        async with millrace.Log.open(tmp_path / "log", settings=settings) as log:
+            for turn in range(40):
+                names = [b"%d-%d" % (turn, one) for one in range(8)]
+                tasks = [asyncio.create_task(log.append(name)) for name in names]
+                await asyncio.sleep(0)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                abandoned.update(names)
+                kept.append(b"kept %d" % turn)
+                async with asyncio.timeout(30):
+                    await log.append(kept[-1])
+            await log.flush()
+            for _ in range(2):
+                log.submit(b"kept: room")
+            await log.flush()
+            found = [record async for record in log.read()]
+        assert [record.lsn for record in found] == list(range(1, len(found) + 1))
+        names = [record.data for record in found]
+        assert [name for name in names if name.startswith(b"kept ")] == kept
+        written = [name for name in names if not name.startswith(b"kept")]
+        assert len(set(written)) == len(written)
+        assert set(written) < abandoned
+
+    asyncio.run(main())
+
+
 def test_who_holds_back_a_truncation_is_shown(tmp_path: Path, small: millrace.LogSettings) -> None:
     # Belief: a slow reader shows with its age, and what it holds back; both go with it.
 

@@ -257,6 +257,56 @@ def test_the_cycle_collector_leaves_pending_arguments_alone() -> None:
     assert early == []
 
 
+def test_what_lay_on_the_desk_of_a_loop_that_closed_runs_at_the_next_collect() -> None:
+    # Belief: it was handed to the loop, which stopped and closed before it came to it.
+    seen: list[int] = []
+    gc = millrace.EpochGC()
+    pin = gc.pin().__enter__()
+    loop = asyncio.new_event_loop()
+
+    async def defer() -> None:
+        gc.defer(seen.append, 1)
+
+    loop.run_until_complete(defer())
+    pin.__exit__()
+    assert gc.collect(*_ALL) == 0
+    loop.close()
+    del loop
+    cycles.collect()
+    assert gc.collect(*_ALL) == 1
+    assert (seen, gc.close()) == ([1], 0)
+
+
+def test_what_lies_on_a_desk_is_no_garbage() -> None:
+    # Belief: only a cycle leads to the collector any more, but a loop holds the call, and runs it.
+    ran: list[int] = []
+
+    class Node:
+        def __init__(self) -> None:
+            self.gc = millrace.EpochGC()
+
+        def clean(self) -> None:
+            ran.append(1)
+
+    async def main() -> None:
+        node = Node()
+        with node.gc.pin():
+            node.gc.defer(node.clean)
+        thread = threading.Thread(target=node.gc.close)
+        thread.start()
+        thread.join(60)
+        kept = weakref.ref(node)
+        del node, thread
+        cycles.collect()
+        assert kept() is not None
+        assert ran == []
+        async with asyncio.timeout(10):
+            while not ran:
+                await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
 def test_a_cycle_through_a_pin_is_collected() -> None:
     # Belief: a pin that is not entered hides nothing from the cycle collector.
     ran: list[int] = []

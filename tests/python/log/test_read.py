@@ -316,6 +316,24 @@ async def test_a_reader_keeps_its_segments(directory: Path, small: LogSettings) 
         assert [record.lsn for batch in batches for record in batch] == list(range(1, 401))
 
 
+async def test_what_was_truncated_under_a_reader_does_not_come_back(
+    directory: Path, small: LogSettings
+) -> None:
+    # A close removes what a slow reader held back; that reader ends the segment it has open.
+    async with Log.open(directory, settings=small) as log:
+        for _ in range(20):
+            await log.append_many([b"x" * 1000] * 20)
+        reading = log.read_batches(records_max=5)
+        await anext(reading)
+        first = await log.truncate_before(300)
+        assert first > 1
+        assert log.statistics().segments_held > 0
+    await reading.aclose()
+    async with Log.open(directory, settings=small) as log:
+        assert log.first_lsn == first
+        assert [record.lsn async for record in log.read()] == list(range(first, 401))
+
+
 def test_a_record_is_a_value() -> None:
     # Records compare, hash, copy, pickle and match by what they hold.
     record = Record(7, b"data", 99)

@@ -32,6 +32,7 @@ use millrace_core::{
     clock::Mono,
     engine::io::IoEngine,
     ioloop::driver::{Next, Turnable},
+    planted,
     sync::lock,
 };
 use pyo3::{PyTraverseError, PyVisit, intern, prelude::*};
@@ -151,8 +152,10 @@ impl Visit {
     /// The loop is gone, and with it what would have run the timer. The timer holds the loop, and
     /// us by way of its callback: a ring that would keep all of it for ever.
     pub fn lose_timer(&self) {
-        let timer = lock(&self.timer).take();
-        drop(timer);
+        if !planted!("bind_timer_outlives_loop") {
+            let timer = lock(&self.timer).take();
+            drop(timer);
+        }
     }
 
     /// For the collector, to which the timer shows the loop.

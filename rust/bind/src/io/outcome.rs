@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use millrace_core::{Error, io, ioloop::Reply};
+use millrace_core::{Error, io, ioloop::Reply, planted};
 use pyo3::{IntoPyObjectExt, prelude::*};
 
 use super::{
@@ -97,6 +97,7 @@ impl Wanted {
     /// The error, with where it happened.
     pub fn placed(&self, error: Error) -> Error {
         match self {
+            _ if planted!("bind_errors_name_no_place") => error,
             Self::Done(place)
             | Self::Count(place)
             | Self::Bytes(place)

@@ -243,9 +243,14 @@ impl Log {
 
     /// Writes what was claimed, marks the clean close, releases the lock. Idempotent; a second
     /// caller waits for the first. Returns the poison if the log had failed.
+    ///
+    /// Files of dropped segments go, also those that a reader holds: nobody else would remove
+    /// them, and the next open would count them as there.
     pub fn close(&self) -> Result<()> {
         self.appender.check_process()?;
-        // What readers still hold stays in the directory; the next open counts it as there.
+        if !planted!("close_leaves_what_readers_hold") {
+            self.appender.0.segments.release_dropped();
+        }
         let swept = self.sweep();
         self.appender.request_close();
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);

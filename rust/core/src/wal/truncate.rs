@@ -137,6 +137,13 @@ impl Segments {
         }
     }
 
+    /// Does not wait for readers any more. One that has the file of a dropped segment open reads it
+    /// to its end; after that it is told that the next one was removed.
+    pub(crate) fn release_dropped(&self) {
+        self.released
+            .fetch_max(self.catalogue.mark().0, Ordering::Relaxed);
+    }
+
     /// Whether [`remove_files`](Self::remove_files) would remove something.
     pub(crate) fn is_removal_due(&self) -> bool {
         self.seal();

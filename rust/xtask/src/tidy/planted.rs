@@ -7,6 +7,9 @@ use super::Finding;
 use crate::mutants::{self, TABLE};
 use crate::source::{Language, Source};
 
+/// Where bugs are planted.
+const ENGINE: [&str; 2] = ["rust/core/", "rust/bind/"];
+
 pub fn check_table(root: &Path, sources: &[Source]) -> Result<Vec<Finding>, String> {
     let listed = mutants::read_table(root)?
         .into_iter()
@@ -14,7 +17,8 @@ pub fn check_table(root: &Path, sources: &[Source]) -> Result<Vec<Finding>, Stri
         .collect();
     let engine: Vec<&Source> = sources
         .iter()
-        .filter(|source| source.language == Language::Rust && source.path.starts_with("rust/core/"))
+        .filter(|source| source.language == Language::Rust)
+        .filter(|source| ENGINE.iter().any(|place| source.path.starts_with(place)))
         .collect();
     Ok(compare(&listed, &engine))
 }
