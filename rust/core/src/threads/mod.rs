@@ -180,6 +180,7 @@ impl Backend for ThreadsBackend {
                 None
             }
             Class::Foreground => Some(request),
+            Class::Background if planted!("background_on_the_turner") => Some(request),
             Class::Background => self.worker.submit(request).err(),
             Class::Program => self.pool.submit(request).err(),
         };

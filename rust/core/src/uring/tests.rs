@@ -793,6 +793,31 @@ fn a_ring_denied_after_the_probe_answers_everybody() {
 }
 
 #[test]
+fn the_ring_carries_out_one_background_request_at_a_time() {
+    // A kernel that writes back much for the one would let a group wait for it.
+    let place = Place::new("one-at-a-time");
+    let mut backend = disk().open().unwrap();
+    let file = file_in(&place, &mut backend, "f", Access::CREATE.direct(true));
+    for number in 0..8 {
+        let op = Op::Write {
+            file: file.clone(),
+            offset: number << 20,
+            length: 1 << 20,
+            buffer: Buffer::zeroed(1 << 20),
+            sync: true,
+        };
+        let (token, class) = (Token(number), Class::Background);
+        backend.submit(Request { token, class, op }).unwrap();
+    }
+    let mut out = Vec::new();
+    while backend.in_flight() > 0 {
+        backend.poll(&mut out, Wait::Never).unwrap();
+        assert!(backend.table.len() <= 1);
+    }
+    assert!(out.iter().all(|finished| finished.result.is_ok()));
+}
+
+#[test]
 fn what_an_ended_thread_submitted_is_finished() {
     // Requests that wait for a worker of the kernel come back cancelled when the thread that
     // submitted them ends; background requests of a backend for any thread never go there.

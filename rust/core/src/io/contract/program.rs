@@ -46,7 +46,7 @@ fn recv(socket: &File, length: usize, exact: bool) -> Op {
 }
 
 /// A pipe with a name, whose opening waits for the other end.
-fn make_pipe(path: &Path) {
+pub(super) fn make_pipe(path: &Path) {
     let place = CString::new(path.as_os_str().as_bytes()).unwrap();
     // SAFETY: a terminated string that outlives the call.
     assert_eq!(unsafe { libc::mkfifo(place.as_ptr(), 0o600) }, 0);
