@@ -45,8 +45,8 @@ __all__ = [
     "end_bridge",
     "open_log",
     "repair_log",
-    "shut_gate",
     "verify_log",
+    "wait_for_insiders",
 ]
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -930,8 +930,12 @@ def close_engines(timeout_s: float) -> None:
     what is cancelled then.
     """
 
-def shut_gate() -> None:
-    """Let nobody but this thread call into Python from here any more; wait for those who do."""
+def wait_for_insiders() -> None:
+    """
+    Wait until no other thread calls into Python from here.
+
+    Nobody loses the interpreter's lock while he does so later.
+    """
 
 def end_bridge(timeout_s: float) -> None:
     """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""

@@ -10,10 +10,13 @@
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
+    thread,
     time::Duration,
 };
 
 use pyo3::{exceptions::PyImportError, ffi, prelude::*};
+
+use crate::gate;
 
 /// How long a blocking call sleeps before it looks for a signal such as Ctrl-C.
 const SIGNAL_CHECK: Duration = Duration::from_millis(100);
@@ -38,7 +41,13 @@ pub fn admit(_attached: Python<'_>) -> PyResult<()> {
 
 /// Runs `work` without the interpreter, so that other Python threads go on.
 pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> T {
+    let _inside = gate::enter(py);
     py.detach(work)
+}
+
+/// Lets other Python threads go on for a while.
+pub fn pause(py: Python<'_>, time: Duration) {
+    py.detach(|| thread::sleep(time));
 }
 
 /// Waits in slices, so that Ctrl-C ends a blocking call.

@@ -86,6 +86,7 @@ fn name(kind: ErrorKind, poisoned: &'static str) -> Home {
 }
 
 fn build(py: Python<'_>, name: &str, error: &Error) -> PyResult<PyErr> {
+    let _inside = crate::gate::enter(py);
     let facts = PyDict::new(py);
     for (key, fact) in error.facts() {
         match fact {

@@ -53,7 +53,7 @@ mod _core {
         bridge::end_bridge,
         check::{repair_log, verify_log},
         cleanup::{cleanup_done, cleanup_report},
-        gate::shut_gate,
+        gate::wait_for_insiders,
         gc::{EpochGC, EpochPin},
         io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine, close_engines},
         log::Log,

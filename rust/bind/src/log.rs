@@ -240,7 +240,7 @@ impl Log {
     /// Drop whole segments below *lsn*; the result is the first LSN left.
     ///
     /// Never drops what a cursor holds back. The file of a segment goes when its last reader
-    /// lets go.
+    /// lets go, or at the close.
     ///
     /// Cancelling stops the waiting, not the truncation.
     fn truncate_before(

@@ -100,6 +100,7 @@ fn registry(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 }
 
 pub fn port_of(py: Python<'_>, event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<LoopPort>> {
+    let _inside = gate::enter(py);
     let registry = registry(py)?;
     let known = registry.call_method1(intern!(py, "get"), (event_loop,))?;
     if let Ok(known) = known.cast::<Entry>()
@@ -409,9 +410,7 @@ struct Drain(Arc<LoopPort>);
 #[pymethods]
 impl Drain {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(_inside) = gate::enter() else {
-            return Ok(());
-        };
+        let _inside = gate::enter(py);
         self.0.drain(py)
     }
 

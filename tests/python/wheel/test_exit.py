@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROUNDS = 4
 
@@ -45,6 +50,16 @@ async def limits():
         except TimeoutError:
             busy.release()
 
+async def scopes():
+    # Scopes end, and what they held is swept and goes.
+    wheel = TimeoutWheel()
+    while True:
+        with wheel.scope() as scope:
+            for _ in range(50):
+                scope.call_later(10.0, int, object())
+        await asyncio.sleep(0)
+        busy.release()
+
 async def failures():
     # The handler of the loop is code of the program, too.
     wheel = TimeoutWheel()
@@ -78,7 +93,7 @@ for _ in range(10):
 """
 
 
-@pytest.mark.parametrize("what", ["callbacks", "limits", "failures", "thread", "guest"])
+@pytest.mark.parametrize("what", ["callbacks", "limits", "scopes", "failures", "thread", "guest"])
 def test_a_daemon_thread_does_not_abort_the_exit(what: str) -> None:
     # Belief: a daemon thread is ended wherever it is, and the program ends as if it were not there.
     program = textwrap.dedent(PROGRAM)
@@ -86,3 +101,51 @@ def test_a_daemon_thread_does_not_abort_the_exit(what: str) -> None:
     for _ in range(ROUNDS):
         ended = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+HANDLER = """
+import asyncio, atexit, sys, threading
+loop = asyncio.new_event_loop()
+threading.Thread(target=loop.run_forever, daemon=True).start()
+
+def close():
+    print(asyncio.run_coroutine_threadsafe(closing(), loop).result(30))
+
+atexit.register(close)  # before the import: so it is called after what the package has registered
+import millrace
+
+async def wheel():
+    wheel = millrace.TimeoutWheel()
+    await wheel.sleep(0.001)
+    async def closing():
+        await wheel.sleep(0.001)
+        return "closed"
+    return closing
+
+async def gc():
+    gc = millrace.EpochGC()
+    async def closing():
+        gc.defer(int)
+        await gc.quiesce()
+        return "closed"
+    return closing
+
+async def log():
+    log = await millrace.Log.open(sys.argv[2])
+    async def closing():
+        await log.close()
+        return "closed"
+    return closing
+
+closing = asyncio.run_coroutine_threadsafe(globals()[sys.argv[1]](), loop).result()
+"""
+
+
+@pytest.mark.parametrize("what", ["wheel", "gc", "log"])
+def test_a_late_handler_of_the_exit_still_gets_answers(what: str, tmp_path: Path) -> None:
+    # Belief: a loop on a daemon thread is served until the interpreter ends, so a handler that was
+    # registered before the package was imported can wait for it.
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(HANDLER), what]
+    command.append(os.fspath(tmp_path / "log"))
+    ended = subprocess.run(command, capture_output=True, check=False, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed\n", "")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
+import itertools
 import random
+import sys
 import weakref
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +20,11 @@ from jumping import JumpingLoop, here, run
 
 from millrace import ClosedError, Handle, TimeoutWheel
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 TICK_S = 0.001
+TURN = Path(__file__).parents[3] / "rust" / "bind" / "src" / "wheel" / "turn.py"
 
 
 def test_a_sleep_is_never_early_and_late_by_less_than_a_tick() -> None:
@@ -573,3 +581,40 @@ def test_without_a_loop_it_says_so() -> None:
         wheel.timeout(1.0)
     wheel.close()
     assert wheel.is_closed
+
+
+def test_an_interrupt_in_a_turn_leaves_the_wheel_whole() -> None:
+    # Belief: wherever Ctrl-C strikes once a turn has begun, what is armed afterwards comes.
+    def interrupted_at(strike: int) -> bool:
+        wheel = TimeoutWheel()
+        lines = 0
+        # In the package it is compiled in.
+        source = TURN.read_text(encoding="utf-8").splitlines()
+
+        def in_turn(frame: FrameType, event: str, arg: object) -> Any:
+            nonlocal lines
+            # Where it sets up a block, and before the turn's end, CPython looks for no signal.
+            if event == "line" and source[frame.f_lineno - 1].strip() not in {"try:", "turn.end()"}:
+                lines += 1
+                if lines == strike:
+                    raise KeyboardInterrupt
+            return in_turn
+
+        def trace(frame: FrameType, event: str, arg: object) -> Any:
+            return in_turn if frame.f_code.co_filename == "millrace/turn.py" else None
+
+        loop = asyncio.new_event_loop()
+        before = sys.gettrace()
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                sys.settrace(trace)
+                loop.run_until_complete(wheel.sleep(0.001))
+            sys.settrace(before)
+            loop.run_until_complete(asyncio.wait_for(wheel.sleep(0.001), 10.0))
+        finally:
+            sys.settrace(before)
+            loop.close()
+        return lines >= strike
+
+    strikes = list(itertools.takewhile(interrupted_at, itertools.count(1)))
+    assert len(strikes) >= 4

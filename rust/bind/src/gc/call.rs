@@ -10,6 +10,8 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 
+use crate::gate;
+
 /// What was registered.
 pub(super) struct Call {
     /// The function, then its arguments.
@@ -26,6 +28,7 @@ impl Call {
 
 /// Runs a call in its context: what to count, and what to pass on.
 pub(super) fn perform(py: Python<'_>, call: &Call) -> (Result<()>, PyResult<()>) {
+    let _inside = gate::enter(py);
     let context = call.context.bind(py);
     let run = context.getattr(intern!(py, "run"));
     let returned = run.and_then(|run| run.call1(call.parts.bind(py).clone()));

@@ -20,7 +20,10 @@ use millrace_core::{clock::Mono, epoch::Budget, sync::lock};
 use pyo3::{intern, prelude::*, sync::PyOnceLock};
 
 use super::calls::{Calls, Ready};
-use crate::loops::{Chore, LoopPort};
+use crate::{
+    gate,
+    loops::{Chore, LoopPort},
+};
 
 /// One loop's calls of one collector.
 pub(super) struct Desk {
@@ -163,6 +166,7 @@ impl Desk {
             return Ok(());
         };
         if !self.is_timed.swap(true, Ordering::Relaxed) {
+            let _inside = gate::enter(py);
             let timer = Timer(Weak::clone(&self.myself));
             let wait = next.since(now).as_secs_f64();
             let set = running_loop(py)
@@ -234,6 +238,7 @@ struct Timer(Weak<Desk>);
 #[pymethods]
 impl Timer {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let _inside = gate::enter(py);
         let Some(desk) = self.0.upgrade() else {
             return Ok(());
         };

@@ -34,6 +34,7 @@ pub fn open_flags(flags: &str) -> PyResult<i32> {
 pub fn location(name: &str, path: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
     static FSENCODE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = path.py();
+    let _inside = crate::gate::enter(py);
     let encoded = FSENCODE.import(py, "os", "fsencode")?.call1((path,))?;
     let bytes = encoded.cast::<PyBytes>()?.as_bytes();
     if bytes.is_empty() {

@@ -118,6 +118,7 @@ fn turnable(engine: &Shared) -> Option<&Turnable> {
 }
 
 fn visit_of(py: Python<'_>, engine: &Arc<Shared>, running: &Running) -> PyResult<Arc<Visit>> {
+    let _inside = gate::enter(py);
     if let Some(known) = running.port().visit(|visit| visit.is_of(engine)) {
         return Ok(known);
     }
@@ -186,6 +187,7 @@ impl Visit {
     }
 
     fn turn(&self, py: Python<'_>, running: &Running) -> PyResult<()> {
+        let _inside = gate::enter(py);
         let Some(engine) = self.engine.upgrade() else {
             return self.retire(py, running);
         };
@@ -275,9 +277,7 @@ impl Watch {
 #[pymethods]
 impl Watch {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(_inside) = gate::enter() else {
-            return Ok(());
-        };
+        let _inside = gate::enter(py);
         if self.is_timer {
             let fired = lock(&self.visit.timer).take();
             drop(fired);

@@ -31,7 +31,7 @@ use millrace_core::{
 use pyo3::{PyTraverseError, PyVisit, prelude::*, types::PyTuple};
 
 use super::{Core, Handle, TimeoutWheel, Timer};
-use crate::error;
+use crate::{error, gate};
 
 /// How long a sweep keeps the loop.
 const SWEEP: Duration = Duration::from_millis(1);
@@ -170,6 +170,7 @@ impl TimerScope {
     /// wheel, and their functions and arguments let go of, in the loop's next iterations, for at
     /// most a millisecond in each. Where the wheel's loop does not run, that is done at once.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let _inside = gate::enter(py);
         let wheel = self.wheel.bind(py);
         wheel.get().core.here(py)?;
         // Relaxed: read on this very thread.
@@ -281,6 +282,7 @@ struct Sweep(Py<TimeoutWheel>);
 #[pymethods]
 impl Sweep {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let _inside = gate::enter(py);
         let wheel = self.0.bind(py);
         let core = &wheel.get().core;
         if core.origin.is_forked_child() {

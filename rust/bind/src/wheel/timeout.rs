@@ -141,10 +141,8 @@ impl Timeout {
     }
 
     fn call_soon(&self, slf: &Bound<'_, Self>, event_loop: &Bound<'_, PyAny>) -> PyResult<()> {
-        let Some(_inside) = gate::enter() else {
-            return Ok(());
-        };
         let py = slf.py();
+        let _inside = gate::enter(py);
         let soon = Bound::new(py, Soon(slf.clone().unbind()))?;
         let handle = event_loop.call_method1(intern!(py, "call_soon"), (soon,))?;
         lock(&self.inner).soon = Some(handle.unbind());
@@ -158,7 +156,8 @@ impl Timeout {
         if let Some(key) = key {
             self.wheel.get().core.cancel(key);
         }
-        if let (Some(soon), Some(_inside)) = (soon, gate::enter()) {
+        if let Some(soon) = soon {
+            let _inside = gate::enter(py);
             soon.call_method0(py, intern!(py, "cancel"))?;
         }
         Ok(())
@@ -219,7 +218,8 @@ fn stopped(py: Python<'_>, mut inner: MutexGuard<'_, Inner>) -> Option<Py<PyAny>
 }
 
 fn cancel(py: Python<'_>, task: Option<Py<PyAny>>) -> PyResult<()> {
-    if let (Some(task), Some(_inside)) = (task, gate::enter()) {
+    if let Some(task) = task {
+        let _inside = gate::enter(py);
         task.call_method0(py, intern!(py, "cancel"))?;
     }
     Ok(())

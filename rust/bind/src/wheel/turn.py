@@ -3,9 +3,10 @@
 
 def run(turn):
     """Call what is due; what goes wrong in it is the loop's to report, but for an interrupt."""
-    if not turn.begin():
-        return
     try:
+        # In here as well: an interrupt may come as soon as the turn has begun.
+        if not turn.begin():
+            return
         for call, args in turn:
             try:
                 call(*args)

@@ -1,7 +1,10 @@
 //! A turn of the wheel: what the loop's one timer calls.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,6 +32,7 @@ const COUNT: usize = 1024;
 #[pyclass(frozen, module = "millrace._core", name = "WheelTurn")]
 pub struct Turn {
     wheel: Py<TimeoutWheel>,
+    has_begun: AtomicBool,
     batch: Mutex<Option<Batch>>,
 }
 
@@ -49,9 +53,8 @@ pub type Call<'py> = (Bound<'py, PyAny>, Bound<'py, PyTuple>);
 impl Turn {
     /// Whether there is something to hand out.
     fn begin(&self, py: Python<'_>) -> PyResult<bool> {
-        let Some(_inside) = gate::enter() else {
-            return Ok(false);
-        };
+        let _inside = gate::enter(py);
+        self.has_begun.store(true, Ordering::Relaxed);
         let slf = self.wheel.bind(py);
         let core = &slf.get().core;
         if core.origin.is_forked_child() {
@@ -85,9 +88,7 @@ impl Turn {
     }
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Call<'py>>> {
-        let Some(_inside) = gate::enter() else {
-            return Ok(None);
-        };
+        let _inside = gate::enter(py);
         let mut place = lock(&self.batch);
         let Some(batch) = place.as_mut() else {
             return Ok(None);
@@ -113,10 +114,15 @@ impl Turn {
             .ok_or_else(|| PyRuntimeError::new_err("no turn is under way"))
     }
 
-    /// Arms the timer for what comes next.
+    /// Arms the timer for what comes next, also if an interrupt kept the turn from beginning.
     fn end(&self, py: Python<'_>) -> PyResult<()> {
-        let batch = lock(&self.batch).take();
-        batch.map_or(Ok(()), |batch| arm(self.wheel.bind(py), &batch.home))
+        let wheel = self.wheel.bind(py);
+        let mut home = lock(&self.batch).take().map(|batch| batch.home);
+        if !self.has_begun.load(Ordering::Relaxed) {
+            let state = lock(&wheel.get().core.state);
+            home = state.home.clone().filter(|_| !state.is_closed);
+        }
+        home.map_or(Ok(()), |home| arm(wheel, &home))
     }
 
     #[allow(clippy::needless_pass_by_value)]
@@ -185,10 +191,8 @@ fn runner(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 
 /// Arms the loop's timer for the first deadline, in place of the one armed before.
 pub fn arm(slf: &Bound<'_, TimeoutWheel>, home: &Arc<Home>) -> PyResult<()> {
-    let Some(_inside) = gate::enter() else {
-        return Ok(());
-    };
     let (py, core) = (slf.py(), &slf.get().core);
+    let _inside = gate::enter(py);
     let mut state = lock(&core.state);
     let next = state.wheel.next_deadline();
     let before = state.timer.take();
@@ -207,6 +211,7 @@ pub fn arm(slf: &Bound<'_, TimeoutWheel>, home: &Arc<Home>) -> PyResult<()> {
     let asked = home.now(py).and_then(|read| {
         let turn = Turn {
             wheel: slf.clone().unbind(),
+            has_begun: AtomicBool::new(false),
             batch: Mutex::new(None),
         };
         home.call_at(next, read.max(now), runner(py)?, Bound::new(py, turn)?)
