@@ -160,7 +160,7 @@ class EndOfStream(Error):  # noqa: N818 - an end, not an error
     """
     The peer ended the stream. Stop reading.
 
-    `got` bytes of the `wanted` had come, and are gone with this error.
+    `got` bytes of the `wanted` had come. On a socket they are kept for a receive that takes fewer.
     """
 
     @property

@@ -388,6 +388,9 @@ class IoStatistics:
 
         pinned_bytes: Bytes of buffers that a view holds now.
 
+        kept_bytes: Bytes of streams that came for receives which were given up, and wait for the
+            next receive on their socket.
+
         slow: Storage operations that took longer than `slow_after_s`.
 
         slow_now: Of these, still under way.
@@ -424,6 +427,7 @@ class IoStatistics:
     leaked_requests: int
     leaked_bytes: int
     pinned_bytes: int
+    kept_bytes: int
     slow: int
     slow_now: int
     oldest_s: float

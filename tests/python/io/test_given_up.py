@@ -172,6 +172,94 @@ def test_a_receive_that_is_dropped_takes_nothing(engines: Engines) -> None:
     engines.run(main)
 
 
+def test_one_that_is_dropped_leaves_what_comes_later_to_the_next(engines: Engines) -> None:
+    # It was under way already when it was dropped, and the next one was asked for before the peer
+    # sent anything: that one gets the first bytes, not those behind them.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            receiving = io.recv(right, 100)
+            await until(lambda: io.statistics().in_flight == 1)
+            with pytest.warns(RuntimeWarning, match="never awaited"):
+                del receiving
+            following = asyncio.ensure_future(io.recv(right, 100))
+            await asyncio.sleep(0.01)
+            left.sendall(b"one")
+            assert await asyncio.wait_for(following, 10) == b"one"
+
+    engines.run(main)
+
+
+def test_two_that_are_cancelled_together_leave_all_they_had(engines: Engines) -> None:
+    # The end of a task group: the second stands in line behind the first, which has a part.
+    async def cancel_both(io: IoEngine, left: socket.socket, right: socket.socket) -> None:
+        left.sendall(b"part")
+        asked = [io.recv(right, 100, exact=exact) for exact in (True, False)]
+        tasks = [asyncio.ensure_future(one) for one in asked]
+        await until(lambda: _is_taken(right))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def main(io: IoEngine) -> None:
+        for _ in range(50):
+            with pair() as (left, right):
+                await cancel_both(io, left, right)
+                left.sendall(b"rest")
+                assert await asyncio.wait_for(io.recv(right, 8, exact=True), 10) == b"partrest"
+
+    engines.run(main)
+
+
+def test_the_end_of_a_stream_takes_nothing_with_it(engines: Engines) -> None:
+    # An exact receive that the peer cannot fill any more says so, as often as it is asked for; the
+    # bytes are for one that takes fewer.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            left.sendall(b"part")
+            left.shutdown(socket.SHUT_WR)
+            for _ in range(2):
+                with pytest.raises(EndOfStream) as caught:
+                    await io.recv(right, 8, exact=True)
+                assert (caught.value.got, caught.value.wanted) == (4, 8)
+            assert await io.recv(right, 8) == b"part"
+            with pytest.raises(EndOfStream) as caught:
+                await io.recv(right, 8)
+            assert caught.value.got == 0
+
+    engines.run(main)
+
+
+async def _leave_part(io: IoEngine, left: socket.socket, right: socket.socket) -> None:
+    left.sendall(bytes(100_000))
+    task = asyncio.ensure_future(io.recv(right, 200_000, exact=True))
+    await until(lambda: _is_taken(right))
+    await _give_up(task)
+    await until(lambda: io.statistics().pending == 0)
+
+
+def test_bytes_of_closed_sockets_are_let_go(engines: Engines) -> None:
+    # However many sockets came and went, not much more is held than what waits on open ones, though
+    # they are fewer than a sweep for the sake of their number takes; and nothing once the engine is
+    # closed.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            await _leave_part(io, left, right)
+            assert io.statistics().kept_bytes == 100_000
+            most = 0
+            for _ in range(60):
+                with pair() as (other, closed):
+                    await _leave_part(io, other, closed)
+                    most = max(most, io.statistics().kept_bytes)
+            assert 200_000 <= most <= 2_000_000
+            assert io.statistics().kept_bytes >= 100_000
+            assert await io.recv(right, 100_000, exact=True) == bytes(100_000)
+            await _leave_part(io, left, right)
+            await io.close()
+            assert io.statistics().kept_bytes == 0
+
+    engines.run(main)
+
+
 def test_what_is_kept_goes_with_its_socket(engines: Engines) -> None:
     # Another socket under the same number sees nothing of it; and a thousand sockets that came and
     # went do not hide what a living one still has.

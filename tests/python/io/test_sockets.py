@@ -64,7 +64,8 @@ def test_more_than_the_kernel_takes_at_once(engines: Engines) -> None:
 
 
 def test_the_end_of_a_stream(engines: Engines) -> None:
-    # The peer's end is an EndOfStream that says how much had come; a closed peer is EPIPE.
+    # The peer's end is an EndOfStream that says how much had come, which one that takes fewer gets;
+    # a closed peer is EPIPE.
     async def main(io: IoEngine) -> None:
         with pair() as (left, right):
             left.sendall(b"abc")
@@ -72,6 +73,7 @@ def test_the_end_of_a_stream(engines: Engines) -> None:
             with pytest.raises(EndOfStream) as caught:
                 await io.recv(right, 10, exact=True)
             assert (caught.value.got, caught.value.wanted) == (3, 10)
+            assert await io.recv(right, 10) == b"abc"
             with pytest.raises(EndOfStream):
                 await io.recv(right, 10)
             with pytest.raises(IoError) as refused:

@@ -227,8 +227,16 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let was_waiting = lock(&self.wanted).is_some();
-        if was_waiting && !self.engine.origin.is_forked_child() {
+        let receives = self.socket.is_some() && was_waiting;
+        if receives
+            && let Some(id) = self.idle
+            && !self.engine.origin.is_forked_child()
+        {
+            self.inbox.discount();
             self.disown();
+            // It would stand before the next one on its socket. Whoever turns the engine gives it
+            // up before that: nothing is turned in the middle of a deallocation.
+            self.engine.handle().forget(id);
         }
     }
 }

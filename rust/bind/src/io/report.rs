@@ -138,6 +138,7 @@ pub fn statistics<'py>(py: Python<'py>, engine: &Arc<Shared>) -> PyResult<Bound<
         "pinned_bytes",
         engine.pinned.load(std::sync::atomic::Ordering::Relaxed),
     )?;
+    dict.set_item("kept_bytes", engine.sockets.kept_bytes())?;
     for (name, count) in [
         ("pending", seen.pending),
         ("in_flight", seen.in_flight),

@@ -37,7 +37,7 @@ pub struct Shared {
     engine: Option<IoEngine>,
     handle: Handle,
     pub origin: Origin,
-    pub sockets: Sockets,
+    pub sockets: Arc<Sockets>,
     /// Bytes of buffers that a view holds.
     pub pinned: Arc<AtomicUsize>,
     pub is_guest: bool,
@@ -51,7 +51,7 @@ impl Shared {
             handle: engine.handle().clone(),
             backend: engine.backend().clone(),
             origin: Origin::here()?,
-            sockets: Sockets::default(),
+            sockets: Arc::default(),
             pinned: Arc::default(),
             is_guest: engine.turnable().is_some(),
             under_way: Arc::default(),
@@ -135,7 +135,10 @@ impl Shared {
         let inbox = Inbox::new(&self.under_way);
         // It waits for the others: nobody shall take it for one of them.
         inbox.discount();
-        let listener: Arc<dyn Sink> = Arc::<Inbox>::clone(&inbox);
+        let listener = Arc::new(Ending {
+            sockets: Arc::clone(&self.sockets),
+            inbox: Arc::clone(&inbox),
+        });
         self.handle.close(timeout, Some((listener, 0)));
         let turner = self.urge(py, host, true);
         let mut waiting = Waiting::new("close", Arc::clone(self), inbox, None, Wanted::End);
@@ -218,6 +221,23 @@ impl Drop for Shared {
             return;
         }
         exit::entrust(engine, self.origin);
+    }
+}
+
+/// What is kept for receives goes with the engine, also if nobody waits for its end.
+struct Ending {
+    sockets: Arc<Sockets>,
+    inbox: Arc<Inbox>,
+}
+
+impl Sink for Ending {
+    fn answer(&self, answered: Answered) {
+        self.inbox.answer(answered);
+    }
+
+    fn closed(&self, tag: u64, left: Leftovers) {
+        self.sockets.clear();
+        self.inbox.closed(tag, left);
     }
 }
 

@@ -10,13 +10,19 @@
 //! 1. Sockets are told apart by inode, which no other one can have while a duplicate keeps it
 //!    alive. A number or an address says nothing, because both are reused.
 //! 2. Between two duplicates the stash of a socket stays here, under the kernel's cookie for it,
-//!    which no other socket ever gets; for as long as the program has the socket open.
+//!    which no other socket ever gets; for as long as the program has the socket open under the
+//!    number it came with last, and not beyond the end of the engine.
+//! 3. Stashes of closed sockets are swept out when a socket is lent and all stashes together have
+//!    doubled since the last sweep, give or take [`SWEEP_BYTES`].
 
 use std::{
     collections::HashMap,
     mem::MaybeUninit,
     os::fd::RawFd,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use millrace_core::{
@@ -36,16 +42,24 @@ use pyo3::{
 /// sweep left.
 const SWEEP: usize = 64;
 
+/// The same for the bytes they hold.
+const SWEEP_BYTES: usize = 1 << 20;
+
 type Inode = (u64, u64);
 
 /// The duplicates in use.
 #[derive(Default)]
-pub struct Sockets(Mutex<State>);
+pub struct Sockets {
+    state: Mutex<State>,
+    /// Bytes in all stashes.
+    kept: Arc<AtomicUsize>,
+}
 
 #[derive(Default)]
 struct State {
     known: HashMap<Inode, Known>,
     sweep_at: usize,
+    sweep_at_bytes: usize,
 }
 
 /// A socket of the program.
@@ -70,33 +84,62 @@ impl Sockets {
     /// Our own descriptor for the socket behind `fd`.
     pub fn lend(&self, fd: RawFd) -> Result<File> {
         let inode = inode(fd)?;
-        let mut state = lock(&self.0);
-        let known = state.known.get(&inode);
-        if let Some(file) = known.and_then(|known| known.duplicate.upgrade()) {
+        let mut state = lock(&self.state);
+        let lent = self.duplicate(&mut state.known, inode, fd)?;
+        if state.known.len() >= state.sweep_at || self.kept_bytes() >= state.sweep_at_bytes {
+            self.sweep(&mut state);
+        }
+        Ok(lent)
+    }
+
+    fn duplicate(
+        &self,
+        known: &mut HashMap<Inode, Known>,
+        inode: Inode,
+        fd: RawFd,
+    ) -> Result<File> {
+        let before = known.get_mut(&inode);
+        if let Some(before) = before
+            && let Some(file) = before.duplicate.upgrade()
+        {
+            before.number = fd;
             return Ok(file);
         }
         let cookie = cookie(fd);
-        let same = known.filter(|known| cookie.is_some() && known.cookie == cookie);
-        let stash = if let Some(known) = same {
-            Arc::clone(&known.stash)
+        let before = known.get(&inode);
+        let same = before.filter(|before| cookie.is_some() && before.cookie == cookie);
+        let stash = if let Some(before) = same {
+            Arc::clone(&before.stash)
         } else {
             require_stream(fd)?;
-            Arc::default()
+            Arc::new(Stash::counted(&self.kept))
         };
         let made = File::duplicate_socket(fd, Arc::clone(&stash))?;
-        if state.known.len() >= state.sweep_at {
-            state.known.retain(|_, one| one.is_of_use());
-            state.sweep_at = 2 * state.known.len() + SWEEP;
-        }
-        let duplicate = made.downgrade();
-        let known = Known {
-            duplicate,
+        let lent = Known {
+            duplicate: made.downgrade(),
             stash,
             cookie,
             number: fd,
         };
-        state.known.insert(inode, known);
+        known.insert(inode, lent);
         Ok(made)
+    }
+
+    fn sweep(&self, state: &mut State) {
+        state.known.retain(|_, one| one.is_of_use());
+        state.sweep_at = 2 * state.known.len() + SWEEP;
+        state.sweep_at_bytes = 2 * self.kept_bytes() + SWEEP_BYTES;
+    }
+
+    /// Bytes that wait for the next receive on their socket.
+    pub fn kept_bytes(&self) -> usize {
+        // A number to look at: it orders nothing.
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// The engine has ended, and nobody receives any more.
+    pub fn clear(&self) {
+        lock(&self.state).known.clear();
     }
 }
 

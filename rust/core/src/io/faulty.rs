@@ -225,11 +225,10 @@ impl Backend for FaultyBackend {
         }
     }
 
-    fn disown(&mut self, token: Token) {
+    fn disown(&mut self, token: Token) -> bool {
         let mine = |(inside, (owner, _)): (&u64, &(Token, _))| (*owner == token).then_some(*inside);
-        if let Some(inside) = self.under_way.iter().find_map(mine) {
-            self.inner.disown(Token(inside));
-        }
+        let inside = self.under_way.iter().find_map(mine);
+        inside.is_some_and(|inside| self.inner.disown(Token(inside)))
     }
 
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {

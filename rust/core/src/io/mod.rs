@@ -145,10 +145,12 @@ pub trait Backend: Send {
     }
 
     /// Nobody is there any more for what the receive with `token` brings, not even for a success:
-    /// all of it goes to the [`Stash`] of its socket before the next receive there begins. What a
-    /// receive had moved when it was answered with `ECANCELED` goes there in any case.
-    fn disown(&mut self, token: Token) {
+    /// all of it goes to the [`Stash`] of its socket before the next receive there begins. False:
+    /// the request is not where that could be done, and a success of it is the owner's. What a
+    /// receive had moved when it was answered with an error goes there in any case.
+    fn disown(&mut self, token: Token) -> bool {
         let _ = token;
+        false
     }
 
     /// Moves finished requests to the end of `out`; waits as told if there are none yet.

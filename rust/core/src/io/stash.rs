@@ -17,68 +17,106 @@
 //! 2. An answer that was given and then found nobody is put back only if no later receive was
 //!    begun: its bytes would come in the wrong place.
 
-use std::{collections::VecDeque, sync::Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use crate::sync::lock;
 
 /// See the module. One for each socket, however often that is duplicated.
 #[derive(Debug, Default)]
-pub struct Stash(Mutex<State>);
+pub struct Stash {
+    state: Mutex<State>,
+    /// How many bytes all stashes hold that count together.
+    kept: Arc<AtomicUsize>,
+}
 
 #[derive(Debug, Default)]
 struct State {
-    bytes: VecDeque<u8>,
+    memory: Vec<u8>,
+    /// How much of the front of `memory` was taken already.
+    taken: usize,
     /// Who was handed to the backend last.
     last: u64,
 }
 
 impl Stash {
+    /// An empty one, whose bytes are counted in `kept`.
+    pub fn counted(kept: &Arc<AtomicUsize>) -> Self {
+        Self {
+            kept: Arc::clone(kept),
+            state: Mutex::default(),
+        }
+    }
+
     /// Whether nothing is here.
     pub fn is_empty(&self) -> bool {
-        lock(&self.0).bytes.is_empty()
+        lock(&self.state).bytes().is_empty()
     }
 
     /// The receive with this number goes to the backend.
     pub(crate) fn begin(&self, number: u64) {
-        lock(&self.0).last = number;
+        lock(&self.state).last = number;
     }
 
     /// Puts back what a receive brought that is the last one begun, or still stands before all
     /// others.
     pub(crate) fn put_back(&self, bytes: &[u8]) {
-        let mut state = lock(&self.0);
-        state.put_back(bytes);
+        self.put_back_if(|_| true, bytes);
     }
 
     /// Puts back what the receive with this number was answered with. False: another one was begun
     /// after it, and it is too late.
     pub fn put_back_answer(&self, number: u64, bytes: &[u8]) -> bool {
-        let mut state = lock(&self.0);
-        let in_time = state.last == number;
+        self.put_back_if(|state| state.last == number, bytes)
+    }
+
+    fn put_back_if(&self, in_time: impl Fn(&State) -> bool, bytes: &[u8]) -> bool {
+        let mut state = lock(&self.state);
+        let in_time = in_time(&state);
         if in_time {
             state.put_back(bytes);
+            // A number to look at: it orders nothing.
+            self.kept.fetch_add(bytes.len(), Ordering::Relaxed);
         }
         in_time
     }
 
     /// Moves what is here to the front of `into`; how much that was.
     pub(crate) fn take(&self, into: &mut [u8]) -> usize {
-        let mut state = lock(&self.0);
-        let count = into.len().min(state.bytes.len());
-        for (place, byte) in into.iter_mut().zip(state.bytes.drain(..count)) {
-            *place = byte;
+        let mut state = lock(&self.state);
+        let count = into.len().min(state.bytes().len());
+        into[..count].copy_from_slice(&state.bytes()[..count]);
+        state.taken += count;
+        if state.bytes().is_empty() {
+            (state.memory, state.taken) = (Vec::new(), 0);
         }
-        if state.bytes.is_empty() {
-            state.bytes = VecDeque::new();
-        }
+        self.kept.fetch_sub(count, Ordering::Relaxed);
         count
     }
 }
 
+impl Drop for Stash {
+    fn drop(&mut self) {
+        let left = lock(&self.state).bytes().len();
+        self.kept.fetch_sub(left, Ordering::Relaxed);
+    }
+}
+
 impl State {
+    fn bytes(&self) -> &[u8] {
+        &self.memory[self.taken..]
+    }
+
     fn put_back(&mut self, bytes: &[u8]) {
-        let behind = std::mem::replace(&mut self.bytes, bytes.iter().copied().collect());
-        self.bytes.extend(behind);
+        if let Some(start) = self.taken.checked_sub(bytes.len()) {
+            self.memory[start..self.taken].copy_from_slice(bytes);
+            self.taken = start;
+        } else {
+            self.memory = [bytes, self.bytes()].concat();
+            self.taken = 0;
+        }
     }
 }
 
@@ -98,6 +136,24 @@ mod tests {
         assert_eq!((stash.take(&mut rest), &rest[..3]), (3, &b"ter"[..]));
         assert!(stash.is_empty());
         assert_eq!(stash.take(&mut rest), 0);
+    }
+
+    #[test]
+    fn all_that_is_kept_is_counted() {
+        // By all stashes together, whatever becomes of the bytes; room in front is used again.
+        let kept = Arc::default();
+        let (first, second) = (Stash::counted(&kept), Stash::counted(&kept));
+        let count = || kept.load(Ordering::Relaxed);
+        first.put_back(b"abcd");
+        second.put_back(b"xy");
+        assert_eq!(count(), 6);
+        let mut piece = [0; 3];
+        assert_eq!(first.take(&mut piece), 3);
+        first.put_back(b"BC");
+        assert_eq!((first.take(&mut piece), &piece), (3, b"BCd"));
+        assert_eq!(count(), 2);
+        drop((first, second));
+        assert_eq!(count(), 0);
     }
 
     #[test]

@@ -28,7 +28,11 @@ use super::{
     request::{Ask, Id, Lane, Traits},
     sink::Sink,
 };
-use crate::{clock::Mono, io::Token, wheel};
+use crate::{
+    clock::Mono,
+    io::{Stash, Token},
+    wheel,
+};
 
 /// Who is to be answered, and by which number he knows the request.
 pub(super) struct Waiter {
@@ -42,6 +46,9 @@ pub(super) struct Row {
     pub traits: Traits,
     pub waiter: Option<Waiter>,
     pub timer: Option<wheel::Key>,
+    /// Of a receive in flight: where an answer goes that comes for nobody, unless the backend sees
+    /// to that.
+    pub stash: Option<Arc<Stash>>,
     /// When it was asked for.
     pub asked_at: Mono,
     state: State,
@@ -113,6 +120,7 @@ impl Row {
             traits,
             waiter,
             timer: None,
+            stash: None,
             asked_at,
             state: State::Waiting(ask),
         }

@@ -347,8 +347,11 @@ impl IoLoop {
 
     /// Nobody waits for it any more, and it goes on.
     fn disown(&mut self, key: Token) {
-        if let Some(backend) = self.backend.as_mut() {
-            backend.disown(key);
+        if let Some(backend) = self.backend.as_mut()
+            && backend.disown(key)
+            && let Some(row) = self.table.get(key)
+        {
+            row.stash = None;
         }
     }
 
@@ -423,6 +426,7 @@ impl IoLoop {
             && let Some(stash) = socket.stash()
         {
             stash.begin(row.id.0);
+            row.stash = Some(Arc::clone(stash));
         }
         self.bulk_in_flight += usize::from(lane == Lane::Bulk);
         self.last_lane = lane;
@@ -512,7 +516,15 @@ impl IoLoop {
             self.slow_now -= 1;
             self.note_slow(&row, now, true);
         }
+        let stash = row.stash.take();
         let result = self.settle(&row, finished);
+        if let (Some(stash), None, Ok(Reply::Bytes { buffer, length })) =
+            (stash, &row.waiter, &result)
+            && !planted!("ioloop_orphans_are_lost")
+        {
+            // Too late if another receive was begun, which may have had what comes behind this.
+            let _ = stash.put_back_answer(row.id.0, &buffer[..*length]);
+        }
         self.answer(row.id, row.waiter.take(), result);
     }
 

@@ -7,8 +7,10 @@
 //!    its line keeps open.
 //! 2. Requests of one direction on one socket are served in the order they came.
 //! 3. A receive asks the kernel only when the stash of its socket is empty, and what one had
-//!    received that is taken out goes there.
-//! 4. No call here waits. A turn serves a bounded number of ready sockets; the set stays readable
+//!    received that ends without it goes there.
+//! 4. Who waits behind one that was taken out is served by the next turn, not at once: those that
+//!    are given up together leave everything to those that stay.
+//! 5. No call here waits. A turn serves a bounded number of ready sockets; the set stays readable
 //!    for the rest.
 
 use std::{
@@ -42,6 +44,8 @@ pub(super) struct Sockets {
     lines: HashMap<RawFd, Line>,
     /// On which socket a request waits.
     places: HashMap<Token, RawFd>,
+    /// Lines with bytes in the stash that no socket will tell of.
+    roused: Vec<RawFd>,
     /// What it took; a wait for a socket is not a retry.
     tally: Tally,
 }
@@ -69,15 +73,15 @@ struct Send {
 }
 
 impl Receive {
+    /// Takes what the stash has; whether that was all it wants, or `None` if there was nothing.
+    fn take_kept(&mut self, file: &File) -> Option<bool> {
+        let kept = file.stash()?.take(&mut self.buffer[self.got..]);
+        self.got += kept;
+        (kept > 0).then(|| !self.exact || self.got == self.buffer.len())
+    }
+
     /// Receives once; what it came to, or `None` if there is nothing to receive.
-    fn advance(&mut self, file: &File, fd: RawFd, tally: &mut Tally) -> Option<Result<bool>> {
-        let kept = file
-            .stash()
-            .map_or(0, |stash| stash.take(&mut self.buffer[self.got..]));
-        if kept > 0 {
-            self.got += kept;
-            return Some(Ok(!self.exact || self.got == self.buffer.len()));
-        }
+    fn advance(&mut self, fd: RawFd, tally: &mut Tally) -> Option<Result<bool>> {
         match sys::recv_now(fd, &mut self.buffer[self.got..]) {
             Ok(0) => Some(Err(peer_ended(self.got, self.buffer.len()))),
             Ok(count) => {
@@ -87,6 +91,13 @@ impl Receive {
                 Some(Ok(is_over))
             }
             Err(errno) => refused(errno, "recv", self.got, tally),
+        }
+    }
+
+    /// What it had goes to the next one.
+    fn put_back(&self, file: &File) {
+        if let (Some(stash), true) = (file.stash(), self.got > 0) {
+            stash.put_back(&self.buffer[..self.got]);
         }
     }
 
@@ -247,6 +258,10 @@ impl Sockets {
 
     /// Does what can be done at once.
     pub(super) fn serve(&mut self, out: &mut Vec<Finished>) {
+        for number in std::mem::take(&mut self.roused) {
+            self.serve_one(number, libc::EPOLLIN.cast_unsigned(), out);
+            self.tidy(number, out);
+        }
         let Some(set) = self.readable() else {
             return;
         };
@@ -333,15 +348,14 @@ impl Sockets {
         if let Some(at) = line.receives.iter().position(|one| one.token == token) {
             let receive = line.receives.remove(at)?;
             let got = receive.got;
-            if let Some(stash) = line.file.stash()
-                && got > 0
-            {
-                stash.put_back(&receive.buffer[..got]);
-            }
+            receive.put_back(&line.file);
             out.push(receive.finish(Err(cancelled(got))));
             if got > 0 && !line.receives.is_empty() && !planted!("threads_stash_unseen") {
                 // What was put back makes no socket readable.
-                self.serve_one(number, libc::EPOLLIN.cast_unsigned(), out);
+                self.roused.push(number);
+                if planted!("threads_stash_served_at_once") {
+                    self.serve_one(number, libc::EPOLLIN.cast_unsigned(), out);
+                }
             }
         } else {
             let at = line.sends.iter().position(|one| one.token == token)?;
@@ -368,6 +382,7 @@ impl Sockets {
             line.fail(told, out);
         }
         self.places.clear();
+        self.roused.clear();
         self.set = None;
     }
 }
@@ -398,15 +413,23 @@ impl Line {
 
     fn receive(&mut self, number: RawFd, tally: &mut Tally, out: &mut Vec<Finished>) {
         debug_assert_eq!(self.file.fd(), Some(number));
-        for _ in 0..CALLS_MAX {
-            let Some(front) = self.receives.front_mut() else {
+        let mut calls = 0;
+        while let Some(front) = self.receives.front_mut() {
+            // Not counted: it ends with the stash or the line, and nobody tells of the rest.
+            let kept = front.take_kept(&self.file);
+            if kept.is_none() && calls == CALLS_MAX {
                 return;
-            };
-            let result = match front.advance(&self.file, number, tally) {
+            }
+            calls += usize::from(kept.is_none() || planted!("threads_stash_counts"));
+            let advanced = kept.map(Ok).or_else(|| front.advance(number, tally));
+            let result = match advanced {
                 None => return,
                 Some(Ok(false)) => continue,
                 Some(Ok(true)) => Ok(Answer::Count(front.got)),
-                Some(Err(error)) => Err(error),
+                Some(Err(error)) => {
+                    front.put_back(&self.file);
+                    Err(error)
+                }
             };
             if let Some(receive) = self.receives.pop_front() {
                 out.push(receive.finish(result));

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Key, UringBackend};
+use super::{Key, UringBackend, flight::Flight};
 use crate::{
     clock::Mono,
     io::{
@@ -59,14 +59,13 @@ impl UringBackend {
     }
 
     /// See [`Backend::disown`](crate::io::Backend::disown).
-    pub(super) fn lose_owner(&mut self, token: Token) {
+    pub(super) fn lose_owner(&mut self, token: Token) -> bool {
         if self.origin.is_forked_child() {
-            return;
+            return false;
         }
         let key = self.keys.get(&token).copied();
-        if let Some(flight) = key.and_then(|key| self.table.get(key)) {
-            flight.disown();
-        }
+        let flight = key.and_then(|key| self.table.get(key));
+        flight.map(Flight::disown).is_some()
     }
 
     /// Gives up a request of a program, wherever it is.

@@ -468,8 +468,8 @@ impl Backend for UringBackend {
         self.give_up(token)
     }
 
-    fn disown(&mut self, token: Token) {
-        self.lose_owner(token);
+    fn disown(&mut self, token: Token) -> bool {
+        self.lose_owner(token)
     }
 
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {

@@ -33,6 +33,8 @@ struct Strings {
     waits: Vec<Wait>,
     /// What the next cancel says.
     cancel: Option<Cancelled>,
+    /// Sees to the bytes of receives that lost their owner.
+    takes_over: bool,
     /// What the next poll fails with.
     broken: Option<Error>,
     /// The next poll panics.
@@ -61,6 +63,10 @@ impl Backend for Puppet {
         let mut strings = lock(&self.0);
         strings.cancels.push(token);
         strings.cancel.take().unwrap_or(Cancelled::Asked)
+    }
+
+    fn disown(&mut self, _token: Token) -> bool {
+        lock(&self.0).takes_over
     }
 
     fn poll(&mut self, out: &mut Vec<Finished>, wait: Wait) -> Result<()> {
@@ -526,6 +532,35 @@ fn a_caller_gone_in_flight_ends_a_read_and_not_a_write() {
     assert_eq!(stage.inbox.len(), 0);
     let seen = stage.handle().statistics();
     assert_eq!((seen.orphaned, seen.completed, seen.pending), (3, 3, 0));
+}
+
+#[test]
+fn a_success_for_nobody_is_put_back_once() {
+    // A receive whose caller was gone brings bytes all the same: they go to the stash of its socket,
+    // by the backend if it says so, by the loop if not, unless another receive was begun.
+    for (takes_over, others, kept) in [(false, 0, 8), (true, 0, 0), (false, 1, 0)] {
+        let mut stage = stage(8);
+        lock(&stage.puppet.0).takes_over = takes_over;
+        let (_ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&theirs);
+        let socket = File::duplicate_socket(number, Arc::default()).unwrap();
+        let recv = || Ask::Recv {
+            socket: socket.clone(),
+            length: 8,
+            exact: true,
+        };
+        let id = stage.ask(recv(), None);
+        for _ in 0..others {
+            stage.ask(recv(), None);
+        }
+        stage.turn();
+        stage.handle().forget(id);
+        stage.turn();
+        stage.answer(0, Ok(Answer::Count(8)));
+        let stash = socket.stash().unwrap();
+        assert_eq!(stash.take(&mut [0; 16]), kept);
+        assert!(!stage.inbox.has(1));
+    }
 }
 
 #[test]

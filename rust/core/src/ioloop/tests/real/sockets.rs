@@ -257,9 +257,7 @@ fn settle(rig: &mut Rig) {
 /// the next one on the socket: before what the kernel has, in order, each byte once.
 fn what_came_for_nobody_is_for_the_next(make: Make) {
     let mut rig = Rig::new(make, Settings::default());
-    let (mut ours, theirs) = UnixStream::pair().unwrap();
-    let number = std::os::fd::AsRawFd::as_raw_fd(&theirs);
-    let socket = File::duplicate_socket(number, Arc::default()).unwrap();
+    let (mut ours, socket) = stream();
     // A part, cut short by a deadline.
     let (late, _) = rig.ask(recv(&socket, 8, true), Some(rig.after(20)));
     ours.write_all(b"abc").unwrap();
@@ -291,6 +289,97 @@ fn what_came_for_nobody_is_for_the_next(make: Make) {
         assert_eq!(bytes(rig.run(recv(&socket, 4, true))), b"full");
     }
     assert!(socket.stash().is_some_and(|stash| stash.is_empty()));
+}
+
+fn stream() -> (UnixStream, File) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&theirs);
+    let socket = File::duplicate_socket(number, Arc::default()).unwrap();
+    (ours, socket)
+}
+
+/// Two receives on one socket that are given up before the loop turned again, as the end of a
+/// handler does it: the second never had what the first leaves behind, and the next one gets it.
+fn two_that_are_given_up_together_leave_all_they_had(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, socket) = stream();
+    let (_, first) = rig.ask(recv(&socket, 8, true), None);
+    let (_, second) = rig.ask(recv(&socket, 8, false), None);
+    ours.write_all(b"abcd").unwrap();
+    swallow(&mut rig, &socket);
+    rig.handle.forget(first);
+    rig.handle.forget(second);
+    settle(&mut rig);
+    ours.write_all(b"efgh").unwrap();
+    assert_eq!(bytes(rig.run(recv(&socket, 8, true))), b"abcdefgh");
+}
+
+/// The same under a peer that never pauses, many times over: no hole in the stream.
+fn no_hole_while_a_peer_never_pauses(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, socket) = stream();
+    // As much as the socket has room for goes with each call; the rest is told by the count.
+    ours.set_nonblocking(true).unwrap();
+    let mut sent = 0_u64;
+    let mut feed = || {
+        let piece: Vec<u8> = (sent..sent + 97).map(|n| (n % 251) as u8).collect();
+        sent += ours.write(&piece).unwrap_or(0) as u64;
+    };
+    let mut next = 0_u64;
+    for _ in 0..300 {
+        let (_, first) = rig.ask(recv(&socket, 1 << 16, true), None);
+        let (_, second) = rig.ask(recv(&socket, 1 << 15, false), None);
+        for _ in 0..2 {
+            feed();
+            rig.engine.turn(Wait::Never);
+        }
+        rig.handle.forget(first);
+        rig.handle.forget(second);
+        feed();
+        for byte in bytes(rig.run(recv(&socket, 1 << 16, false))) {
+            assert_eq!(u64::from(byte), next % 251, "a hole at {next}");
+            next += 1;
+        }
+    }
+}
+
+/// More receives in line than a turn makes calls, and what was put back is enough for all of them:
+/// none waits for the peer to send more.
+fn all_in_line_are_served_from_what_was_put_back(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, socket) = stream();
+    let (_, first) = rig.ask(recv(&socket, 200, true), None);
+    let ask = |_| rig.ask(recv(&socket, 1, false), None).0;
+    let behind: Vec<_> = (0..100).map(ask).collect();
+    ours.write_all(&[7; 100]).unwrap();
+    swallow(&mut rig, &socket);
+    rig.handle.forget(first);
+    for tag in behind {
+        assert_eq!(bytes(rig.wait(tag)), [7]);
+    }
+}
+
+/// An exact receive that meets the end of its stream leaves its part, and what it had from those
+/// before it, to the next that is content with less.
+fn the_end_takes_nothing_with_it(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, socket) = stream();
+    let (late, _) = rig.ask(recv(&socket, 8, true), Some(rig.after(20)));
+    ours.write_all(b"abc").unwrap();
+    swallow(&mut rig, &socket);
+    rig.clock.advance(Duration::from_millis(30));
+    assert_eq!(kind(rig.wait(late)), ErrorKind::Timeout);
+    settle(&mut rig);
+    ours.write_all(b"de").unwrap();
+    drop(ours);
+    for _ in 0..2 {
+        let ended = rig.run(recv(&socket, 8, true)).unwrap_err();
+        assert_eq!(ended.kind(), ErrorKind::EndOfStream);
+        assert_eq!(ended.number("got"), Some(5));
+    }
+    assert_eq!(bytes(rig.run(recv(&socket, 8, false))), b"abcde");
+    let ended = rig.run(recv(&socket, 8, false)).unwrap_err();
+    assert_eq!(ended.number("got"), Some(0));
 }
 
 /// The documented limit: with everything in flight waiting for what waits for admission, only a
@@ -339,5 +428,9 @@ on_every_backend! {
     a_nonblocking_socket_is_waited_for
     a_forgotten_receive_leaves_the_bytes_to_the_next
     what_came_for_nobody_is_for_the_next
+    two_that_are_given_up_together_leave_all_they_had
+    no_hole_while_a_peer_never_pauses
+    all_in_line_are_served_from_what_was_put_back
+    the_end_takes_nothing_with_it
     a_deadline_frees_a_table_that_waits_for_itself
 }
