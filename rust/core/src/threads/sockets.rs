@@ -417,10 +417,11 @@ impl Line {
         while let Some(front) = self.receives.front_mut() {
             // Not counted: it ends with the stash or the line, and nobody tells of the rest.
             let kept = front.take_kept(&self.file);
-            if kept.is_none() && calls == CALLS_MAX {
+            let counts = kept.is_none() || planted!("threads_stash_counts");
+            if counts && calls == CALLS_MAX {
                 return;
             }
-            calls += usize::from(kept.is_none() || planted!("threads_stash_counts"));
+            calls += usize::from(counts);
             let advanced = kept.map(Ok).or_else(|| front.advance(number, tally));
             let result = match advanced {
                 None => return,

@@ -312,6 +312,15 @@ fn two_that_are_given_up_together_leave_all_they_had(make: Make) {
     settle(&mut rig);
     ours.write_all(b"efgh").unwrap();
     assert_eq!(bytes(rig.run(recv(&socket, 8, true))), b"abcdefgh");
+    // With a third behind them, which may have its answer when the second is given up.
+    let (_, first) = rig.ask(recv(&socket, 8, true), None);
+    let (_, second) = rig.ask(recv(&socket, 8, false), None);
+    let (third, _) = rig.ask(recv(&socket, 8, false), None);
+    ours.write_all(b"abcd").unwrap();
+    swallow(&mut rig, &socket);
+    rig.handle.forget(first);
+    rig.handle.forget(second);
+    assert_eq!(bytes(rig.wait(third)), b"abcd");
 }
 
 /// The same under a peer that never pauses, many times over: no hole in the stream.
