@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 import driven
+import hypothesis
 import pytest
 import uvloop
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 # that. They are interrupted in some tests, as from a terminal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is the machine's business, not a test's.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 KIB = 1024
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

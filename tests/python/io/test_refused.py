@@ -40,7 +40,7 @@ def test_every_behaviour_again_without_the_ring() -> None:
 
 
 _FEW = """
-    import asyncio, os, resource, sys
+    import asyncio, os, resource, socket, sys
     import millrace
 
     settings = millrace.IoSettings(driver=sys.argv[1])
@@ -56,9 +56,20 @@ _FEW = """
         await call
         return 0
 
+    async def wait(io):
+        # An await that is not answered at once: the loop has what it is called by.
+        left, right = socket.socketpair()
+        try:
+            await io.recv(left, 1, timeout_s=0.001)
+        except millrace.IoTimeout:
+            pass
+        left.close()
+        right.close()
+
     loop = asyncio.new_event_loop()
     warm = millrace.IoEngine(settings=settings)
     loop.run_until_complete(use(warm))
+    loop.run_until_complete(wait(warm))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     seen = set()
     for spare in range(24):

@@ -207,7 +207,7 @@ class EitherDrivenModel(LogModel):
     settings = dataclasses.replace(SETTINGS, driver="auto", commit_path="direct")
 
 
-LogModel.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+LogModel.TestCase.settings = settings(max_examples=30, stateful_step_count=25)
 TestLogModel = LogModel.TestCase
 
 LoopDrivenModel.TestCase.settings = LogModel.TestCase.settings

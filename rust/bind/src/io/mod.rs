@@ -300,7 +300,8 @@ impl IoEngine {
     /// next receive on *sock* begins with it. So it is when the deadline passes.
     ///
     /// Raises:
-    ///     EndOfStream: If the peer ended the stream first.
+    ///     EndOfStream: If the peer ended the stream first; `got` says how many bytes had come,
+    ///         which a receive without *exact* still gets.
     ///
     ///     IoTimeout: If the deadline passed; `done` says how many bytes had come, which the next
     ///         receive begins with.
