@@ -186,16 +186,21 @@ impl Workers {
         lock(&self.shared.state).held = file;
     }
 
-    /// Answers what waits, and waits up to `budget` for what is being carried out. What is done
-    /// can still be collected.
-    pub(crate) fn shutdown(&mut self, budget: Option<Duration>) -> Leftovers {
+    /// Answers what waits, waits up to `budget` for what is being carried out, and puts everything
+    /// that is done into `out`. What is done later is answered by nobody: it was left behind.
+    pub(crate) fn shutdown(
+        &mut self,
+        budget: Option<Duration>,
+        out: &mut Vec<Finished>,
+    ) -> Leftovers {
         let threads = std::mem::take(&mut self.threads);
-        if threads.is_empty() {
-            return Leftovers::default();
-        }
         if self.origin.is_forked_child() {
             // The threads are in the parent, perhaps inside the lock of this copy.
             std::mem::forget((threads, Arc::clone(&self.shared)));
+            return Leftovers::default();
+        }
+        if threads.is_empty() {
+            out.append(&mut lock(&self.shared.state).done);
             return Leftovers::default();
         }
         let mut state = lock(&self.shared.state);
@@ -216,6 +221,8 @@ impl Workers {
             };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
+                // Under one lock with the count: nothing is both answered and left behind.
+                out.append(&mut state.done);
                 return Leftovers {
                     requests: state.busy.len() as u64,
                     bytes: state.busy.iter().map(|(_, bytes, _)| bytes).sum(),
@@ -224,19 +231,13 @@ impl Workers {
             let wait = self.shared.changed.wait_timeout(state, left);
             state = wait.unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
+        out.append(&mut state.done);
         drop(state);
         for thread in threads {
             // It has left its last statement of ours; a panic there was answered already.
             let _ = thread.join();
         }
         Leftovers::default()
-    }
-
-    /// What was done after the threads were given up, or before they ended.
-    pub(crate) fn collect_rest(&self, out: &mut Vec<Finished>) {
-        if !self.origin.is_forked_child() {
-            out.append(&mut lock(&self.shared.state).done);
-        }
     }
 }
 

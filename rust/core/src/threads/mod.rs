@@ -286,20 +286,18 @@ impl Backend for ThreadsBackend {
     fn shutdown(&mut self, budget: Option<Duration>) -> Leftovers {
         self.closed = true;
         if self.origin.is_forked_child() {
-            self.pool.shutdown(budget);
-            return self.worker.shutdown(budget);
+            self.pool.shutdown(budget, &mut self.ready);
+            return self.worker.shutdown(budget, &mut self.ready);
         }
         self.ready.extend(self.foreground.drain(..).map(refused));
         let told = || Error::new(ErrorKind::Closed, "the backend was shut down before this");
         self.sockets.shutdown(&told, &mut self.ready);
         let begun = Instant::now();
-        let mut leftovers = self.worker.shutdown(budget);
+        let mut leftovers = self.worker.shutdown(budget, &mut self.ready);
         let left = budget.map(|budget| budget.saturating_sub(begun.elapsed()));
-        leftovers.add(self.pool.shutdown(left));
+        leftovers.add(self.pool.shutdown(left, &mut self.ready));
         self.leaked |= leftovers.requests > 0;
         self.let_go();
-        self.worker.collect_rest(&mut self.ready);
-        self.pool.collect_rest(&mut self.ready);
         self.in_flight = self.ready.len();
         leftovers
     }

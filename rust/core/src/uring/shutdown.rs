@@ -22,8 +22,8 @@ impl UringBackend {
         if self.origin.is_forked_child() {
             // The maps are not there; unmapping them would hit something else.
             std::mem::forget(self.ring.take());
-            self.pool.shutdown(budget);
-            return self.worker.shutdown(budget);
+            self.pool.shutdown(budget, &mut self.ready);
+            return self.worker.shutdown(budget, &mut self.ready);
         }
         if !first {
             return Leftovers::default();
@@ -41,11 +41,10 @@ impl UringBackend {
         }
         let mut leftovers = Leftovers::default();
         for workers in [&mut self.worker, &mut self.pool] {
-            let left_behind = workers.shutdown(left());
+            let left_behind = workers.shutdown(left(), &mut self.ready);
             if left_behind.requests == 0 {
                 workers.hold(None);
             }
-            workers.collect_rest(&mut self.ready);
             leftovers.add(left_behind);
         }
         let leaked = self.leak();
