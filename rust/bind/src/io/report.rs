@@ -213,15 +213,12 @@ fn log(py: Python<'_>, slow: &SlowOperation) -> PyResult<()> {
     let options = PyDict::new(py);
     options.set_item("extra", extra)?;
     let warning = intern!(py, "warning");
-    let _ = match path {
-        Some(path) => {
-            let arguments = ("slow %s on %r: %.3f s, and it %s", kind, path, age, state);
-            logger(py)?.call_method(warning, arguments, Some(&options))?
-        }
-        None => {
-            let arguments = ("slow %s: %.3f s, and it %s", kind, age, state);
-            logger(py)?.call_method(warning, arguments, Some(&options))?
-        }
+    let _ = if let Some(path) = path {
+        let arguments = ("slow %s on %r: %.3f s, and it %s", kind, path, age, state);
+        logger(py)?.call_method(warning, arguments, Some(&options))?
+    } else {
+        let arguments = ("slow %s: %.3f s, and it %s", kind, age, state);
+        logger(py)?.call_method(warning, arguments, Some(&options))?
     };
     Ok(())
 }
