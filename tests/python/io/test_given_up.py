@@ -171,7 +171,7 @@ def test_an_answer_that_nobody_fetched(engines: Engines) -> None:
                 while io.statistics().completed == before:
                     os.sched_yield()
                 await _give_up(receiving)
-                assert await io.recv(right, 100) == b"%d" % n
+                assert await io.recv(right, 100, timeout_s=10) == b"%d" % n
 
     engines.run(main)
 
