@@ -29,7 +29,7 @@ _END_S = 20.0
 _MIB = 1 << 20
 
 _HEAD = """
-    import asyncio, fcntl, os, sys, threading
+    import asyncio, atexit, fcntl, os, sys, threading
     import millrace.log
     from millrace import ForkedError, _core
     from millrace.log import repair, verify
@@ -161,7 +161,7 @@ def test_a_child_of_a_process_that_checked_is_refused(directory: Path) -> None:
 
         asyncio.run(verify(sys.argv[1]))
         in_child(lambda: asyncio.run(refused()))
-        in_child(lambda: _core.end_bridge(3600.0))
+        in_child(lambda: _core.close_everything(3600.0))
         assert asyncio.run(verify(sys.argv[1])).is_sound
         if os.fork() == 0:
             sys.exit(0)
@@ -190,7 +190,7 @@ def test_exit_while_a_check_runs(directory: Path, bound: float) -> None:
     # kept. Nobody cancels it, for its loop is on a thread that the end of the program cuts off.
     asyncio.run(_damage(directory))
     body = f"""
-        millrace.log._EXIT_TIMEOUT_S = {bound}
+        atexit.register(_core.close_everything, {bound})
         waiting = threading.Event()
 
         async def main():
@@ -219,7 +219,7 @@ def test_a_check_after_the_end_is_refused(directory: Path) -> None:
 
         async def withdrawn():
             started = _core.come_back_by_bridge()
-            _core.end_bridge(10.0)
+            _core.close_everything(10.0)
             await refused()
 
         asyncio.run(withdrawn())
