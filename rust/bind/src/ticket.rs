@@ -101,7 +101,7 @@ pub fn wait(
     let is_over = |outcome: &millrace_core::Result<()>| !matches!(outcome, Err(error) if error.kind() == ErrorKind::Timeout);
     let outcome = door::wait_detached(py, timeout, |slice| {
         let outcome = Some(log.appender.wait(level, lsn, Some(slice))).filter(is_over);
-        if planted!("bind_waits_uncounted") || planted!("bind_wakes_late") {
+        if planted!("bind_waits_uncounted") {
             // And so late that the exit has gone on.
             std::thread::sleep(Duration::from_millis(300));
         }
