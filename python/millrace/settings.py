@@ -64,8 +64,9 @@ class LogSettings:
             last group that is lost altogether leaves no trace. `salvage` shows what is whole and
             reports the rest, and is only for `read_only=True`.
 
-        commit_path: How a group reaches the disk. `auto` measures and takes the quickest; `direct`
-            if it is not a quarter slower, for it keeps several groups in flight.
+        commit_path: How a group reaches the disk. `auto` measures, for some milliseconds and in
+            turns. It takes `direct`, which keeps several groups in flight, unless another way is
+            quicker by a quarter so often that chance does not explain it; then the quickest.
 
         driver: Who turns the engine. `thread`: a thread of the log's own, which goes on while
             loops are busy. `loop`: the event loops and threads that append and wait do it

@@ -49,6 +49,8 @@ pub struct LoopPort {
     /// Address of the log that was urged last. It is in `told`, whose weak reference keeps the
     /// address from being used again.
     last_urged: AtomicUsize,
+    /// The last drain gave answers to several.
+    crowded: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -125,6 +127,7 @@ impl LoopPort {
             port: Arc::new(port),
             state: Mutex::default(),
             last_urged: AtomicUsize::new(0),
+            crowded: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         }))
     }
@@ -268,6 +271,11 @@ impl LoopPort {
         visits.iter().try_for_each(|visit| visit.turn_if_urged(py))
     }
 
+    /// Whether several tasks of this loop are about to run, each of which may ask for something.
+    pub fn is_crowded(&self) -> bool {
+        self.crowded.load(Ordering::Relaxed)
+    }
+
     /// Rings the bell.
     pub fn wake(&self) {
         self.port.wake();
@@ -289,6 +297,8 @@ impl LoopPort {
             self.port.wake();
         }
         drop(idle);
+        let crowded = leaving.len() + jobs.len() > 1;
+        self.crowded.store(crowded, Ordering::Relaxed);
         // What goes wrong with one answer keeps nobody else from theirs.
         let mut outcome = turned.and(deliver::leaving(py, leaving));
         for (id, job, future) in jobs {

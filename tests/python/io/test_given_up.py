@@ -240,7 +240,8 @@ def test_bytes_of_closed_sockets_are_let_go(engines: Engines) -> None:
             assert await io.recv(right, 100_000, exact=True) == bytes(100_000)
             await _leave_part(io, left, right)
             await io.close()
-            assert io.statistics().kept_bytes == 0
+            # A thread of the engine may just be letting go of the socket.
+            await until(lambda: io.statistics().kept_bytes == 0)
 
     engines.run(main)
 

@@ -1,7 +1,9 @@
 //! The engine turned by event loops.
 //!
-//! A loop turns the engine when it has asked for something (at once if nothing else is under way,
-//! otherwise once for all that its tasks ask for in this iteration), when a descriptor of the
+//! A loop turns the engine when it has asked for something (at once if nothing else is under way
+//! and nobody else was just answered, otherwise once for all that its tasks ask for in this
+//! iteration: a first task that had its answers at once would leave the device to itself alone while
+//! the others wait for their turn), when a descriptor of the
 //! engine is readable, and when a deadline has come; and when one of its tasks begins to wait for
 //! something that was asked for elsewhere. No thread of ours is involved.
 //!
@@ -80,7 +82,8 @@ impl Host {
         };
         // The loop could not be asked for its timer: its next drain tries again, and has somebody to
         // tell.
-        let has_turned = alone && visit.turn(py, &running).is_ok();
+        let is_lone = alone && (!running.port().is_crowded() || planted!("bind_first_takes_all"));
+        let has_turned = is_lone && visit.turn(py, &running).is_ok();
         if !has_turned && !visit.is_urged.swap(true, Ordering::Relaxed) {
             running.port().wake();
         }

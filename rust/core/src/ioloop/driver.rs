@@ -54,13 +54,19 @@ pub fn spawn(mut engine: IoLoop) -> Result<JoinHandle<()>> {
 pub struct Turnable(Arc<Inner>);
 
 struct Inner {
-    /// The loop, while nobody turns it.
-    engine: Mutex<Option<Box<IoLoop>>>,
+    place: Mutex<Place>,
     /// A turn is over.
     turned: Condvar,
     /// Raised by the backend; watched by the event loop.
     bell: OwnedFd,
     watched: Vec<RawFd>,
+}
+
+struct Place {
+    /// The loop, while nobody turns it.
+    engine: Option<Box<IoLoop>>,
+    /// Threads that wait for a turn to end: without one, the end of a turn costs no system call.
+    waiting: usize,
 }
 
 /// When to turn again.
@@ -83,7 +89,10 @@ impl Turnable {
         let mut watched = engine.notify(bell.as_fd())?;
         watched.insert(0, bell.as_raw_fd());
         Ok(Self(Arc::new(Inner {
-            engine: Mutex::new(Some(Box::new(engine))),
+            place: Mutex::new(Place {
+                engine: Some(Box::new(engine)),
+                waiting: 0,
+            }),
             turned: Condvar::new(),
             bell,
             watched,
@@ -102,7 +111,7 @@ impl Turnable {
 
     /// Turns once, without waiting.
     pub fn turn(&self) -> Next {
-        let Some(mut engine) = lock(&self.0.engine).take() else {
+        let Some(mut engine) = lock(&self.0.place).engine.take() else {
             return Next::Elsewhere;
         };
         let next = match engine.turn(Wait::Never) {
@@ -117,11 +126,13 @@ impl Turnable {
     /// waits for its turns to end. For threads that have nothing else to do.
     /// [`Handle::submit`](super::Handle::submit) ends their wait.
     pub fn turn_while(&self, go_on: impl Fn() -> bool) {
-        let mut place = lock(&self.0.engine);
+        let mut place = lock(&self.0.place);
         while go_on() {
-            let Some(mut engine) = place.take() else {
+            let Some(mut engine) = place.engine.take() else {
+                place.waiting += 1;
                 let wait = self.0.turned.wait(place);
                 place = wait.unwrap_or_else(PoisonError::into_inner);
+                place.waiting -= 1;
                 continue;
             };
             drop(place);
@@ -130,12 +141,17 @@ impl Turnable {
             if turned == Turned::Over {
                 return;
             }
-            place = lock(&self.0.engine);
+            place = lock(&self.0.place);
         }
     }
 
     fn put_back(&self, engine: Box<IoLoop>) {
-        *lock(&self.0.engine) = Some(engine);
-        self.0.turned.notify_all();
+        let mut place = lock(&self.0.place);
+        place.engine = Some(engine);
+        let is_awaited = place.waiting > 0 && !planted!("ioloop_turn_ends_unheard");
+        drop(place);
+        if is_awaited {
+            self.0.turned.notify_all();
+        }
     }
 }

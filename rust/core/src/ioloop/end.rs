@@ -10,9 +10,12 @@
 //!                   over
 //! ```
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
-use super::turn::{IoLoop, Phase, Turned};
+use super::{
+    table::Row,
+    turn::{IoLoop, Phase, Turned},
+};
 use crate::{
     error::{Error, ErrorKind},
     io::Leftovers,
@@ -68,10 +71,7 @@ impl IoLoop {
     /// Shuts the backend down, which leaks what the kernel still has, and answers everybody.
     fn finish(&mut self, budget: Option<Duration>) {
         let left = self.shut_backend_down(budget);
-        for mut row in self.table.drain_all() {
-            let told = abandoned("the kernel did not answer in time", row.traits.changes);
-            self.answer(row.id, row.waiter.take(), Err(told));
-        }
+        self.answer_all(|row| abandoned("the kernel did not answer in time", row.traits.changes));
         self.over(left);
     }
 
@@ -125,11 +125,18 @@ impl IoLoop {
         let told =
             || Error::new(ErrorKind::Poisoned, "the I/O engine failed").caused_by(cause.clone());
         let requests = self.table.in_flight() as u64;
-        for mut row in self.table.drain_all() {
-            self.answer(row.id, row.waiter.take(), Err(told()));
-        }
+        self.answer_all(|_| told());
         self.over(Leftovers { requests, bytes: 0 });
         Turned::Over
+    }
+
+    /// Frees every row; who still waits is told.
+    fn answer_all(&mut self, told: impl Fn(&Row) -> Error) {
+        for mut row in self.table.drain_all() {
+            self.shared.pending.fetch_sub(1, Ordering::Relaxed);
+            let error = told(&row);
+            self.answer(row.id, row.waiter.take(), Err(error));
+        }
     }
 }
 

@@ -70,6 +70,8 @@ pub(super) struct Shared {
     next_id: AtomicU64,
     /// Submissions that have not gone into flight or ended.
     pub waiting: AtomicU64,
+    /// Submissions that are not over, waiting and in flight; true at every moment.
+    pub pending: AtomicU64,
 }
 
 /// See [`Shared::ends`].
@@ -98,6 +100,7 @@ impl Shared {
             waker,
             next_id: AtomicU64::new(1),
             waiting: AtomicU64::new(0),
+            pending: AtomicU64::new(0),
         }
     }
 
@@ -148,6 +151,7 @@ impl Shared {
         while let Some(message) = self.queue.pop() {
             if let Message::Submit(submission) = message {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.pending.fetch_sub(1, Ordering::Relaxed);
                 let Submission { id, waiter, .. } = submission;
                 let result = Err(self.refusal());
                 let tag = waiter.tag;
@@ -271,6 +275,7 @@ impl Handle {
         let shared = self.shared();
         let id = Id(shared.next_id.fetch_add(1, Ordering::Relaxed));
         shared.waiting.fetch_add(1, Ordering::Relaxed);
+        shared.pending.fetch_add(1, Ordering::Relaxed);
         shared.metrics.submitted.up();
         shared.queue.push(Message::Submit(Submission {
             id,
@@ -328,11 +333,12 @@ impl Handle {
         lock(&self.shared().poison).clone()
     }
 
-    /// What was counted, as of now or of the loop's last turn.
+    /// What was counted, as of now or of the loop's last turn. `pending` is of now: once it says
+    /// that nothing is, the backend is done with all that was submitted before the call.
     pub fn statistics(&self) -> Statistics {
         let shared = self.shared();
-        let queued = shared.queue.len() as u64;
-        shared.metrics.snapshot(queued, shared.clock.now())
+        let pending = shared.pending.load(Ordering::Relaxed);
+        shared.metrics.snapshot(pending, shared.clock.now())
     }
 
     /// Slow operations noted since the last call, oldest first; the newest hundred or so.

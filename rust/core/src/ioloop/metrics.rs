@@ -32,7 +32,7 @@ pub struct SlowOperation {
 pub struct Statistics {
     /// Accepted and not yet over: waiting for admission or in flight.
     pub pending: u64,
-    /// Of these, with the backend.
+    /// Of these, with the backend as of the last turn.
     pub in_flight: u64,
     /// Accepted.
     pub submitted: u64,
@@ -111,7 +111,6 @@ pub(super) struct Metrics {
 /// As of the last turn.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Now {
-    pub waiting: u64,
     pub in_flight: u64,
     pub slow: u64,
     /// Since when the oldest storage operation has been in flight.
@@ -141,15 +140,15 @@ impl Metrics {
         lock(&self.events).drain(..).collect()
     }
 
-    pub(super) fn snapshot(&self, queued: u64, now: Mono) -> Statistics {
+    pub(super) fn snapshot(&self, pending: u64, now: Mono) -> Statistics {
         let seen = *lock(&self.now);
         let by_kind = |histograms: &[Histogram]| {
             let each = Kind::ALL.iter().zip(histograms);
             each.map(|(kind, one)| (*kind, one.snapshot())).collect()
         };
         Statistics {
-            pending: queued + seen.waiting + seen.in_flight,
-            in_flight: seen.in_flight,
+            pending,
+            in_flight: seen.in_flight.min(pending),
             submitted: self.submitted.get(),
             completed: self.completed.get(),
             failed: self.failed.get(),

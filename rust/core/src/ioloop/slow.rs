@@ -88,7 +88,6 @@ impl IoLoop {
         let effort = self.backend.as_ref().map(|backend| backend.effort());
         let mut told = lock(&self.shared.metrics.now);
         *told = Now {
-            waiting: self.table.waiting() as u64,
             in_flight: self.table.in_flight() as u64,
             slow: self.slow_now,
             oldest,

@@ -277,6 +277,7 @@ impl IoLoop {
     pub(super) fn depart(&mut self, row: &Row) {
         self.tokens.remove(&row.id);
         self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.shared.pending.fetch_sub(1, Ordering::Relaxed);
         if let Some(timer) = row.timer {
             self.wheel.cancel(timer);
         }
@@ -503,6 +504,8 @@ impl IoLoop {
             // A backend answers what it was given; anything else is not about us.
             return;
         };
+        // Before the answer: whoever hears of it finds it over.
+        self.shared.pending.fetch_sub(1, Ordering::Relaxed);
         self.bulk_in_flight -= usize::from(row.traits.lane == Lane::Bulk);
         self.tokens.remove(&row.id);
         if let Some(timer) = row.timer.take() {

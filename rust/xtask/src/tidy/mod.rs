@@ -6,6 +6,7 @@
 
 mod doors;
 mod floors;
+mod layout;
 mod links;
 mod planted;
 mod sizes;
@@ -61,6 +62,7 @@ pub fn run(root: &Path) -> Result<bool, String> {
     findings.extend(links::check_targets(root, &sources));
     findings.extend(planted::check_table(root, &sources)?);
     findings.extend(supply::check(root));
+    findings.extend(layout::check(root));
     findings.extend(core_knows_no_python(root)?);
     if !figures::is_current(root)? {
         let message = "the figures are not those of the report: cargo xtask figures";

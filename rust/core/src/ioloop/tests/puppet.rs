@@ -18,7 +18,7 @@ use crate::{
         Wake, program::cancelled,
     },
     ioloop::{
-        Ask, Handle, Id, IoLoop, Reply, Settings, SlowOperation, Turned,
+        Answered, Ask, Handle, Id, IoLoop, Reply, Settings, Sink, SlowOperation, Turned,
         handle::Message,
         table::{Row, Waiter},
     },
@@ -297,6 +297,50 @@ fn what_waits_for_admission_holds_its_own_row_and_no_memory() {
         stage.engine.lanes_kept() <= 7 + 64,
         "tokens of rows that left"
     );
+}
+
+/// Looks at the statistics whenever it is answered, in the middle of a turn.
+struct Onlooker {
+    handle: Handle,
+    seen: Mutex<Vec<u64>>,
+}
+
+impl Sink for Onlooker {
+    fn answer(&self, _answered: Answered) {
+        lock(&self.seen).push(self.handle.statistics().pending);
+    }
+
+    fn closed(&self, _tag: u64, _left: Leftovers) {}
+}
+
+#[test]
+fn what_is_pending_is_true_in_the_middle_of_a_turn() {
+    // Whoever waits until nothing is pending may rely on it: a request that a turn has taken from
+    // the queue and not yet told of is counted, one that is being answered is not, and what is
+    // only a message about a request never was one.
+    let mut stage = stage(8);
+    stage.clock.clock.advance(Duration::from_secs(1));
+    let onlooker = Arc::new(Onlooker {
+        handle: stage.handle().clone(),
+        seen: Mutex::default(),
+    });
+    let first = stage.ask(write(), None);
+    let late = Arc::<Onlooker>::clone(&onlooker);
+    stage
+        .handle()
+        .submit(write(), Some(Mono(0)), late, 0)
+        .unwrap();
+    stage.turn();
+    assert_eq!(*lock(&onlooker.seen), [1], "the first is pending");
+    stage.handle().forget(first);
+    assert_eq!(stage.handle().statistics().pending, 1, "the write goes on");
+    stage.answer(0, Ok(Answer::Count(8)));
+    assert_eq!(stage.handle().statistics().pending, 0);
+    let last = Arc::<Onlooker>::clone(&onlooker);
+    stage.handle().submit(write(), None, last, 0).unwrap();
+    stage.turn();
+    stage.answer(0, Ok(Answer::Count(8)));
+    assert_eq!(*lock(&onlooker.seen), [1, 0], "over when it is answered");
 }
 
 #[test]
