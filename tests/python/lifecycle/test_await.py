@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from bystander import Bystander
 
-from millrace import ClosedError, Log, LogSettings, Operation
+from millrace import Log, LogSettings, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -292,10 +292,10 @@ async def test_a_cancelled_repair_leaves_a_log(directory: Path, when: str) -> No
         await task
     # The first one may hold the lock to its end, or not have begun at all; one of the two has done
     # everything.
-    while True:
+    again = None
+    while again is None:
         try:
             again = await repair(directory)
-            break
         except LockedError:
             await asyncio.sleep(0.01)
     assert len(copies()) == 1

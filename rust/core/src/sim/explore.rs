@@ -270,6 +270,7 @@ impl<'a, S: Subject> Explorer<'a, S> {
     }
 
     /// The same, watched: it stops in the middle when `watch` says so.
+    #[must_use]
     pub fn watched(mut self, watch: Watch<'a>) -> Self {
         self.watch = Some(watch);
         self
