@@ -170,7 +170,7 @@ class Log:
         Raises:
             TypeError: If *data* is a `str` (encode it first) or not bytes-like.
 
-            TooLargeError: If it is larger than `record_bytes_max`.
+            TooLargeError: If it is larger than `record_bytes_max`, or than the memory there is.
 
             LogPoisonedError: If the log failed; the record may or may not be durable.
 
@@ -228,6 +228,9 @@ class Log:
 
     def _reached(self, lsn: int) -> Operation[int]:
         """Wait until *lsn* is durable, also if nobody has appended it yet."""
+
+    def _check_open(self) -> None:
+        """Raise `ClosedError` if the log is closed."""
 
     def _watch(self, start: int, recovery: str, records_max: int) -> Reader:
         """Return a reader from *start* on of what another process writes to the directory."""

@@ -128,6 +128,12 @@ class Log(_core.Log):
 
         Raises:
             ValueError: If the log was truncated above *start*, unless *start* is 1.
+
+            ClosedError: If the log is closed. A read that has begun goes on.
+
+            TooLargeError: If there is no memory to read the next records into.
+
+            MemoryError: If there is none to show them in.
         """
         return _flatten(self.read_batches(start, stop))
 
@@ -144,6 +150,7 @@ class Log(_core.Log):
         While one list is looked at, the next one is read from the disk.
         """
         _check_range(start, stop, records_max)
+        self._check_open()
         durable = self.durable_lsn
         end = durable + 1 if stop is None else min(stop, durable + 1)
         return _batches(self, start, max(end, start), records_max)
@@ -160,7 +167,8 @@ class Log(_core.Log):
         times a second. Looking takes at most a twentieth of the time, until two seconds lie
         between two looks. A record is shown when its owner's next one, or its note 50 ms later,
         says that it is durable; if there is neither, its file is synced here first. It has no end
-        but the caller's.
+        but the caller's, or that of this handle: closed, it ends with `ClosedError` once a look
+        finds nothing.
 
         Raises:
             ValueError: If the records from *start* on were truncated; with `read_only` also
@@ -169,6 +177,7 @@ class Log(_core.Log):
         if start is None:
             start = self.durable_lsn + 1
         _check_range(start, None, 1)
+        self._check_open()
         if self._state == "read_only":
             return _watch(self, start)
         return _follow(self, start)
@@ -405,6 +414,7 @@ async def _watch(log: Log, start: int) -> AsyncGenerator[Record]:
                 raise
             batch = None
         if batch is None:
+            log._check_open()
             await asyncio.sleep(reader.rest_s())
             continue
         for record in batch:

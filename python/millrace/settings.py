@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Literal
+
+from . import _core
 
 Recovery = Literal["tail", "strict", "salvage"]
 CommitPath = Literal["auto", "pwrite", "ring_dsync", "direct"]
@@ -111,6 +112,8 @@ class LogSettings:
         for field in fields(self):
             _check(field.name, getattr(self, field.name))
         _check_order(self)
+        # The limits of the engine itself.
+        _core.check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,7 +252,8 @@ def _check_choice(name: str, value: object) -> None:
 def _check_seconds(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if not math.isfinite(value) or value < 0 or value > _LARGEST:
+    # Not `math.isfinite`, which cannot tell of an int that no float holds.
+    if not 0 <= value <= _LARGEST:
         raise ValueError(f"{name} must be a finite number of seconds, 0 or more, not {value}")
 
 
@@ -280,6 +284,16 @@ def _check_order(settings: LogSettings) -> None:
 
 
 def _check_driver(settings: LogSettings) -> None:
+    if settings.commit_path == "ring_dsync" and settings.backend == "threads":
+        raise ValueError(
+            "commit_path 'ring_dsync' and backend 'threads' contradict each other: it needs "
+            "io_uring",
+        )
+    if settings.commit_path == "pwrite" and settings.backend in {"uring", "uring-plain"}:
+        raise ValueError(
+            f"commit_path 'pwrite' and backend {settings.backend!r} contradict each other: it "
+            "needs threads",
+        )
     if settings.driver != "loop":
         return
     if settings.commit_path in {"pwrite", "ring_dsync"}:

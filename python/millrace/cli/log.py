@@ -32,7 +32,8 @@ format_option = click.option(
     type=click.Choice(FORMATS),
     default="lines",
     show_default=True,
-    help="lines; ndjson: one JSON value per line; length: four bytes of length, then the record.",
+    help="lines; ndjson: one JSON value per line; length: four bytes of length, "
+    "little-endian, then the record.",
 )
 
 

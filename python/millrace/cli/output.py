@@ -28,7 +28,12 @@ from millrace.errors import Error
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document; where records are printed, one for each.",
+)
 
 
 def describe(value: object) -> Any:  # noqa: ANN401 - JSON is anything

@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use millrace_core::{Result, io, wal::Batch};
+use millrace_core::{Error, ErrorKind, Result, io, wal::Batch};
 use pyo3::{
     buffer::PyUntypedBuffer,
     exceptions::{PyBufferError, PyTypeError},
@@ -42,9 +42,15 @@ impl<'a, 'py> View<'a, 'py> {
         }
     }
 
+    /// A program chose the length: that there is no memory for it is an error.
     #[inline]
-    fn copy(&self) -> Box<[u8]> {
-        self.bytes().into()
+    fn copy(&self) -> Result<Box<[u8]>> {
+        let bytes = self.bytes();
+        let mut copy = Vec::new();
+        let reserved = copy.try_reserve_exact(bytes.len());
+        reserved.map_err(|_| no_memory(bytes.len()))?;
+        copy.extend_from_slice(bytes);
+        Ok(copy.into_boxed_slice())
     }
 
     /// The bytes, to be copied at once: nothing of Python's may be called while they are held.
@@ -73,7 +79,16 @@ pub fn payload(
 ) -> PyResult<Box<[u8]>> {
     let view = View::of(data)?;
     fits(view.len())?;
-    Ok(view.copy())
+    view.copy().map_err(|full| error::raise(data.py(), &full))
+}
+
+#[cold]
+fn no_memory(length: usize) -> Error {
+    Error::new(
+        ErrorKind::TooLarge,
+        "no memory for a copy of these bytes; nothing was appended",
+    )
+    .with("length", length as u64)
 }
 
 /// Copies every item of an iterable of bytes-like objects into a batch that `make` makes for so many

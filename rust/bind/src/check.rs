@@ -1,6 +1,6 @@
 //! Verify and repair: a log in a directory nobody here has open.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use millrace_core::{
     engine,
@@ -15,7 +15,10 @@ use pyo3::{
     types::{PyDict, PyTuple},
 };
 
-use crate::{bridge, jobs, report};
+use crate::{
+    bridge, jobs, report,
+    ticket::{Seconds, timeout_called},
+};
 
 /// Read every byte of a log; the result has the fields of `VerifyReport`.
 #[pyfunction]
@@ -35,11 +38,12 @@ pub fn verify_log(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
 pub fn repair_log(
     py: Python<'_>,
     path: PathBuf,
-    lock_timeout_s: f64,
+    lock_timeout_s: Seconds,
 ) -> PyResult<Bound<'_, PyAny>> {
     let wanted = Wanted::default();
-    let timeout =
-        crate::ticket::timeout(Some(crate::ticket::Seconds(lock_timeout_s)))?.unwrap_or_default();
+    // Without an end it waits as long as there are numbers for.
+    let timeout = timeout_called("lock_timeout_s", Some(lock_timeout_s))?;
+    let timeout = timeout.unwrap_or(Duration::MAX);
     bridge::start(py, wanted.clone(), move || {
         let done = engine::world().and_then(|world| {
             repair::repair_path(&*world.disk, &path, timeout, &*world.census, &wanted)

@@ -67,7 +67,7 @@ impl Log {
     /// Raises:
     ///     TypeError: If *data* is a `str` (encode it first) or not bytes-like.
     ///
-    ///     TooLargeError: If it is larger than `record_bytes_max`.
+    ///     TooLargeError: If it is larger than `record_bytes_max`, or than the memory there is.
     ///
     ///     LogPoisonedError: If the log failed; the record may or may not be durable.
     ///
@@ -169,7 +169,7 @@ impl Log {
     ///
     /// Cancelling stops the waiting and nothing else.
     fn flush(&self, py: Python<'_>) -> PyResult<Operation> {
-        let log = self.here(py)?;
+        let log = self.opened(py)?;
         let source = Source::Mark {
             log: Arc::clone(log),
             level: Level::Durable,
@@ -199,6 +199,12 @@ impl Log {
         ))
     }
 
+    /// Raise `ClosedError` if the log is closed.
+    #[pyo3(name = "_check_open")]
+    fn check_open(&self, py: Python<'_>) -> PyResult<()> {
+        self.opened(py).map(|_| ())
+    }
+
     /// Return a reader from *start* up to, not including, *stop*.
     #[pyo3(name = "_reader", signature = (start, stop, records_max))]
     fn reader(
@@ -208,7 +214,7 @@ impl Log {
         stop: Option<u64>,
         records_max: usize,
     ) -> PyResult<Reader> {
-        let log = self.here(py)?;
+        let log = self.opened(py)?;
         let opened = log.reader(Lsn(start), stop.map(Lsn));
         let reader = opened.map_err(|failed| error::raise(py, &failed))?;
         let from = Supply::Log(Box::new(reader));
@@ -229,7 +235,7 @@ impl Log {
         recovery: &str,
         records_max: usize,
     ) -> PyResult<Reader> {
-        let log = self.here(py)?;
+        let log = self.opened(py)?;
         let wanted = Wanted::default();
         let watch = open::mode(recovery)
             .and_then(|mode| engine::watch_log(log.location(), mode, Lsn(start), &wanted))
@@ -257,7 +263,7 @@ impl Log {
 
     /// Return position and hold of a cursor; 0 if it was never committed.
     fn cursor(&self, py: Python<'_>, name: &str) -> PyResult<(u64, bool)> {
-        let found = self.here(py)?.cursor(name);
+        let found = self.opened(py)?.cursor(name);
         let mark = found.map_err(|failed| error::raise(py, &failed))?;
         Ok(mark.map_or((0, false), |mark| (mark.position.0, mark.holds_truncation)))
     }
@@ -366,6 +372,14 @@ impl Log {
             Err(_) if planted!("bind_inherited_is_used") => Ok(&self.shared),
             Err(failed) => Err(error::raise(py, &failed)),
         }
+    }
+
+    /// The same, unless it was closed here.
+    fn opened(&self, py: Python<'_>) -> PyResult<&Arc<Shared>> {
+        let log = self.here(py)?;
+        let checked = log.check_open();
+        checked.map_err(|failed| error::raise(py, &failed))?;
+        Ok(log)
     }
 
     fn job(

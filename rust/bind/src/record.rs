@@ -9,6 +9,8 @@ use pyo3::{
     types::{PyBytes, PyList, PyTuple},
 };
 
+use crate::buffer;
+
 // A scan makes millions, and lets go of a batch when it has the next: the list holds about as many
 // as a batch has. What comes from it does not count as new for the collector of cycles.
 /// One record of a log.
@@ -121,7 +123,7 @@ impl<'py> IntoPyObject<'py> for Row<'_> {
             py,
             Record {
                 lsn: self.lsn,
-                data: PyBytes::new(py, self.data).unbind(),
+                data: buffer::shown(py, self.data)?.unbind(),
                 timestamp: self.timestamp,
             },
         )?;

@@ -17,7 +17,11 @@ use crate::shared::Shared;
 /// `open`, `read_only`, `closed` or `failed`.
 pub fn state(log: &Shared) -> &'static str {
     if log.is_read_only() {
-        return "read_only";
+        return if log.is_closed() {
+            "closed"
+        } else {
+            "read_only"
+        };
     }
     match log.appender.failure().map(|error| error.kind()) {
         None => "open",

@@ -4,13 +4,13 @@ use std::{
     ops::Deref,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use millrace_core::{
-    Result,
+    Error, ErrorKind, Result,
     fork::Origin,
     port::Port,
     sync::{Wake, lock},
@@ -26,6 +26,7 @@ pub struct Shared {
     pub origin: Origin,
     log: Arc<Log>,
     calls: AtomicU64,
+    closed: AtomicBool,
 }
 
 impl Shared {
@@ -36,7 +37,30 @@ impl Shared {
             origin: Origin::here()?,
             log: Arc::new(log),
             calls: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
         }))
+    }
+
+    /// Closes the log, also one that was opened to read. From then on [`check_open`] refuses.
+    ///
+    /// [`check_open`]: Self::check_open
+    pub fn close(&self) -> Result<()> {
+        let outcome = self.log.close();
+        self.closed.store(true, Ordering::Relaxed);
+        outcome
+    }
+
+    /// Whether a close has come to its end.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Refuses what needs the directory once the log is closed: it may have another owner.
+    pub fn check_open(&self) -> Result<()> {
+        if self.is_closed() {
+            return Err(Error::new(ErrorKind::Closed, "the log is closed"));
+        }
+        Ok(())
     }
 
     /// A number for an append that stands in line; later calls get higher ones.
@@ -79,7 +103,7 @@ impl Closes for Shared {
 
     fn end_within(&self, _budget: Duration) {
         // One that failed meanwhile: nobody is left to tell. Who waits for this thread has a bound.
-        let _ = self.log.close();
+        let _ = self.close();
     }
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use millrace_core::{Error, ErrorKind, ids::Lsn, planted, wal::Level};
 use pyo3::{
-    exceptions::{PyTypeError, PyValueError},
+    exceptions::{PyOverflowError, PyTypeError, PyValueError},
     prelude::*,
     types::PyBool,
 };
@@ -132,16 +132,32 @@ impl<'py> FromPyObject<'_, 'py> for Seconds {
         if given.is_instance_of::<PyBool>() {
             return Err(PyTypeError::new_err("must be real number, not bool"));
         }
-        given.extract().map(Self)
+        given
+            .extract()
+            .map(Self)
+            .map_err(|error| in_range(given.py(), error, "timeout_s"))
     }
+}
+
+/// An int that no float holds is a wrong value, as a float that is too large is.
+pub fn in_range(py: Python<'_>, error: PyErr, name: &str) -> PyErr {
+    if error.is_instance_of::<PyOverflowError>(py) {
+        return PyValueError::new_err(format!("{name} is larger than any float"));
+    }
+    error
 }
 
 /// A timeout in seconds; none and infinity wait for ever.
 pub fn timeout(seconds: Option<Seconds>) -> PyResult<Option<Duration>> {
+    timeout_called("timeout_s", seconds)
+}
+
+/// The same for an argument of another name.
+pub fn timeout_called(name: &str, seconds: Option<Seconds>) -> PyResult<Option<Duration>> {
     match seconds.map(|Seconds(seconds)| seconds) {
         None => Ok(None),
         Some(seconds) if seconds.is_nan() || seconds < 0.0 => Err(PyValueError::new_err(format!(
-            "timeout_s must not be negative or NaN, got {seconds}"
+            "{name} must not be negative or NaN, got {seconds}"
         ))),
         Some(seconds) => Ok(Duration::try_from_secs_f64(seconds).ok()),
     }

@@ -74,9 +74,28 @@ CALLS: list[tuple[str, Call, type[Exception], str]] = [
     (
         "negative permissions",
         lambda io, _f, d: io.open(d / "x", permissions=-1),
-        OverflowError,
-        ".",
+        ValueError,
+        "permissions",
     ),
+    (
+        "permissions of 2**32",
+        lambda io, _f, d: io.open(d / "x", permissions=2**32),
+        ValueError,
+        "permissions must lie between 0 and 0o7777",
+    ),
+    (
+        "permissions of True",
+        lambda io, _f, d: io.open(d / "x", permissions=not 0),
+        TypeError,
+        "permissions must be an int, not bool",
+    ),
+    (
+        "timeout of more than a float holds",
+        lambda io, f, _: io.sync(f, timeout_s=10**400),
+        ValueError,
+        "timeout_s",
+    ),
+    ("a length that raises", lambda io, f, _: io.read_at(f, _Raising(), 0), OSError, "mine"),
     ("allocating nothing", lambda io, f, _: io.fallocate(f, 0), ValueError, "length"),
     ("truncating to -1", lambda io, f, _: io.truncate(f, -1), ValueError, "length"),
     ("an int for a socket", lambda io, _f, _: io.recv(3, 1), TypeError, "socket.socket"),
@@ -86,6 +105,13 @@ CALLS: list[tuple[str, Call, type[Exception], str]] = [
     ("no bytes to receive", lambda io, _f, _: io.recv(_open(), 0), ValueError, "at least 1"),
     ("a str to send", lambda io, _f, _: io.send(_open(), "x"), TypeError, "encode"),
 ]
+
+
+class _Raising:
+    """A number that does not say which."""
+
+    def __index__(self) -> int:
+        raise OSError("mine")
 
 
 def _closed() -> socket.socket:
@@ -145,6 +171,7 @@ def test_bad_input(
         ({"shutdown_timeout_s": -1}, ValueError, "shutdown_timeout_s"),
         ({"shutdown_timeout_s": "1"}, TypeError, "shutdown_timeout_s"),
         ({"slow_after_s": 0.0}, ValueError, "slow_after_s"),
+        ({"slow_after_s": 10**400}, ValueError, "slow_after_s"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], kind: type[Exception], says: str) -> None:

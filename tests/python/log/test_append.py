@@ -353,6 +353,60 @@ def test_what_is_too_large_is_not_copied(directory: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
+def test_a_record_that_no_memory_holds(directory: Path) -> None:
+    # Whatever way it comes in, and when it is read: an error of that call, and the log goes on.
+    script = """
+        import asyncio, mmap, resource, sys
+        from millrace import Log, LogSettings, TooLargeError
+        MIB = 1 << 20
+        LARGE = 128 * MIB
+        settings = LogSettings(
+            record_bytes_max=LARGE,
+            group_bytes_max=2 * LARGE,
+            segment_bytes=512 * MIB,
+            ring_bytes=LARGE,
+        )
+        def leave(room):
+            with open("/proc/self/statm") as sizes:
+                used = int(sizes.read().split()[0]) * mmap.PAGESIZE
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (used + room, hard))
+        async def main():
+            large = mmap.mmap(-1, LARGE)
+            async with Log.open(sys.argv[1], settings=settings) as log:
+                assert await log.append(large) == 1
+                leave(LARGE // 2)
+                for call in (log.append, log.submit, log.append_sync):
+                    try:
+                        call(large)
+                    except TooLargeError as refused:
+                        assert "no memory" in str(refused), refused
+                    else:
+                        raise AssertionError("taken")
+                for room in (LARGE // 2, LARGE + LARGE // 2):
+                    leave(room)
+                    try:
+                        seen = [len(record.data) async for record in log.read()]
+                    except (MemoryError, TooLargeError):
+                        continue
+                    raise AssertionError(seen)
+                assert await log.append(b"small") == 2
+                hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+                resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+                assert [record.data async for record in log.read(2)] == [b"small"]
+        asyncio.run(main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), directory],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "panicked" not in done.stderr
+
+
 async def test_a_closed_log_says_so(directory: Path) -> None:
     # After the close every call fails alike, and closing again is fine.
     log = await Log.open(directory)

@@ -109,7 +109,7 @@ async def test_options_of_an_append(
         assert log.last_lsn == 0
 
 
-@pytest.mark.parametrize("timeout_s", [-1, -0.001, math.nan, -math.inf])
+@pytest.mark.parametrize("timeout_s", [-1, -0.001, math.nan, -math.inf, 10**400])
 async def test_timeouts_that_make_no_sense(directory: Path, timeout_s: float) -> None:
     # Negative or no number at all; nothing is written.
     async with Log.open(directory) as log:
@@ -181,7 +181,10 @@ async def test_lsns_that_make_no_sense(directory: Path, lsn: Any) -> None:
         ({"ring_entries": "1"}, TypeError, "ring_entries"),
         ({"ring_entries": None}, TypeError, "ring_entries"),
         ({"ring_entries": 2**63}, ValueError, "ring_entries"),
+        ({"ring_entries": 2**40}, ValueError, "ring_entries"),
+        ({"ring_entries": 2**24 + 1}, ValueError, "ring_entries"),
         ({"linger_s": -1}, ValueError, "linger_s"),
+        ({"linger_s": 10**400}, ValueError, "linger_s"),
         ({"linger_s": math.nan}, ValueError, "linger_s"),
         ({"linger_s": math.inf}, ValueError, "linger_s"),
         ({"linger_s": False}, TypeError, "linger_s"),
@@ -195,6 +198,20 @@ async def test_lsns_that_make_no_sense(directory: Path, lsn: Any) -> None:
         ({"record_bytes_max": 64 * _MIB}, ValueError, "record_bytes_max .* group_bytes_max"),
         ({"group_bytes_max": 64 * _MIB}, ValueError, "group_bytes_max .* segment_bytes"),
         ({"segment_first_bytes": 65 * _MIB}, ValueError, "segment_first_bytes"),
+        ({"block_bytes": 3000}, ValueError, "block_bytes"),
+        ({"block_bytes": 256}, ValueError, "block_bytes"),
+        ({"block_bytes": 131_072}, ValueError, "block_bytes"),
+        ({"ring_bytes": 1 * _MIB}, ValueError, "ring_bytes"),
+        ({"segment_bytes": 64 * _MIB + 1}, ValueError, "multiples of block_bytes"),
+        ({"segment_bytes": 8 << 30}, ValueError, "segment_bytes"),
+        ({"segment_first_bytes": 1}, ValueError, "segment_first_bytes"),
+        (
+            {"group_bytes_max": 2 << 30, "segment_bytes": 3 << 30},
+            ValueError,
+            "group_bytes_max must be at most 1 GiB",
+        ),
+        ({"commit_path": "ring_dsync", "backend": "threads"}, ValueError, "contradict"),
+        ({"commit_path": "pwrite", "backend": "uring"}, ValueError, "contradict"),
         ({"unknown": 1}, TypeError, "unknown"),
     ],
 )
@@ -206,27 +223,6 @@ def test_settings_check_themselves(
     # A wrong number is refused where it is written down, and the message names it.
     with pytest.raises(error, match=message):
         LogSettings(**settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"block_bytes": 3000}, "block_bytes"),
-        ({"block_bytes": 256}, "block_bytes"),
-        ({"ring_bytes": 1 * _MIB}, "ring_bytes"),
-        ({"segment_bytes": 64 * _MIB + 1}, "multiples of block_bytes"),
-        ({"segment_bytes": 8 << 30}, "segment_bytes"),
-    ],
-)
-async def test_settings_the_engine_refuses(
-    directory: Path,
-    settings: dict[str, Any],
-    message: str,
-) -> None:
-    # What only the engine knows is refused before the directory is touched.
-    with pytest.raises(ValueError, match=message):
-        await Log.open(directory, settings=LogSettings(**settings))
-    assert not directory.exists()
 
 
 @pytest.mark.parametrize(
@@ -268,6 +264,27 @@ async def test_paths_that_make_no_sense(path: Any, error: type[Exception]) -> No
         Log.open(path)
     with pytest.raises(error):
         await verify(path)
+
+
+@pytest.mark.parametrize(
+    ("lock_timeout_s", "error", "message"),
+    [
+        (-1, ValueError, "^lock_timeout_s must not be negative"),
+        (10**400, ValueError, "larger than any float"),
+        (True, TypeError, "not bool"),
+        ("1", TypeError, "lock_timeout_s"),
+    ],
+)
+async def test_how_long_a_repair_may_wait(
+    directory: Path,
+    lock_timeout_s: Any,
+    error: type[Exception],
+    message: str,
+) -> None:
+    # A number that makes no sense is called by its name, and nothing is made.
+    with pytest.raises(error, match=message):
+        await repair(directory, lock_timeout_s=lock_timeout_s)
+    assert not directory.exists()
 
 
 async def test_arguments_of_open(directory: Path) -> None:

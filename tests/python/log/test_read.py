@@ -13,6 +13,7 @@ import pytest
 from millrace import ClosedError, IoError, IoTimeout, Log, LogSettings, Record
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
 
@@ -241,6 +242,59 @@ async def test_follow_ends_with_the_log(directory: Path, shown: int) -> None:
     await log.close()
     with pytest.raises(ClosedError):
         await following
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_closed_log_is_not_read(directory: Path, *, read_only: bool) -> None:
+    # Behind a close the directory may have another owner: whatever needs it says so, at the call
+    # or, of what was begun before, at the first step.
+    log = await Log.open(directory)
+    await log.append_many([b"x"] * 3)
+    await log.cursor("c").commit(2)
+    if read_only:
+        await log.close()
+        log = await Log.open(directory, read_only=True)
+    cursor, begun = log.cursor("c"), [log.read(), log.read_batches(), log.follow(1)]
+    await log.close()
+    for call in (log.read, log.read_batches, log.follow, lambda: log.follow(1)):
+        with pytest.raises(ClosedError):
+            call()
+    for generator in begun:
+        with pytest.raises(ClosedError):
+            await anext(generator)
+    for look in (log.flush, lambda: log.cursor("c"), lambda: cursor.position, cursor.__aiter__):
+        with pytest.raises(ClosedError):
+            look()
+    assert log.statistics().state == "closed"
+    assert (log.first_lsn, log.durable_lsn) == (1, 3)
+
+
+async def test_a_read_that_has_begun_outlives_the_close(
+    directory: Path, small: LogSettings
+) -> None:
+    # It goes on to its end, since what it looks at was durable when it began.
+    log = await _filled(directory, small, 50)
+    batches = log.read_batches(records_max=1)
+    await anext(batches)
+    await log.close()
+    assert [record.lsn async for batch in batches for record in batch] == list(range(2, 51))
+
+
+async def test_a_look_beside_the_owner_ends_with_its_handle(directory: Path) -> None:
+    # Who follows what another process writes is told when its own log is closed.
+    async with Log.open(directory) as owner:
+        await owner.append_many([b"x"] * 2)
+        log = await Log.open(directory, read_only=True)
+        records = log.follow(1)
+        assert (await anext(records)).lsn == 1
+        await log.close()
+        with pytest.raises(ClosedError):
+            await asyncio.wait_for(_drained(records), 60)
+
+
+async def _drained(records: AsyncGenerator[Record]) -> None:
+    async for record in records:
+        assert record.lsn == 2
 
 
 async def test_a_cursor_survives(directory: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -250,6 +253,52 @@ def test_rings_that_make_no_sense(
     # Refused when it is made.
     with pytest.raises(error):
         Ring(*arguments, **options)
+
+
+def test_no_memory_is_an_error_of_the_call() -> None:
+    # For the ring itself, for an entry, and for the bytes that a drain shows: whoever appended that
+    # one is told, and the ring goes on.
+    script = """
+        import mmap, resource
+        from millrace import AbandonedError, Ring, TooLargeError
+        MIB = 1 << 20
+        large, half = mmap.mmap(-1, 128 * MIB), memoryview(mmap.mmap(-1, 40 * MIB))
+        ring = Ring(8, capacity_bytes=1 << 30, entry_bytes_max=1 << 30)
+        with open("/proc/self/statm") as sizes:
+            used = int(sizes.read().split()[0]) * mmap.PAGESIZE
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (used + 64 * MIB, hard))
+        calls = [lambda: Ring(2**40)]
+        calls += [lambda call=call: call(large) for call in (ring.try_append, ring.append)]
+        calls += [lambda: ring.append_blocking(large)]
+        for call in calls:
+            try:
+                call()
+            except TooLargeError as refused:
+                assert "no memory" in str(refused), refused
+            else:
+                raise AssertionError("taken")
+        ticket = ring.try_append(half)
+        try:
+            ring.drain()
+        except MemoryError:
+            pass
+        try:
+            ticket.wait(60)
+        except AbandonedError:
+            pass
+        assert ring.try_append(b"small").position == 1
+        assert [entry.data for entry in ring.drain()] == [b"small"]
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "panicked" not in done.stderr
 
 
 @pytest.mark.parametrize(

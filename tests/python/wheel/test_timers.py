@@ -454,7 +454,7 @@ def test_a_callback_may_close_the_wheel() -> None:
     run(main())
 
 
-BAD_DELAYS: list[tuple[Any, type[Exception] | tuple[type[Exception], ...]]] = [
+BAD_DELAYS: list[tuple[Any, type[Exception]]] = [
     (float("nan"), ValueError),
     (float("inf"), ValueError),
     (-0.001, ValueError),
@@ -464,7 +464,7 @@ BAD_DELAYS: list[tuple[Any, type[Exception] | tuple[type[Exception], ...]]] = [
     (True, TypeError),
     ([], TypeError),
     (1j, TypeError),
-    (10**400, (TypeError, OverflowError)),
+    (10**400, ValueError),
 ]
 
 
@@ -491,15 +491,18 @@ def test_bad_callbacks_and_ticks_are_refused() -> None:
         bad: Any = 3
         with pytest.raises(TypeError, match="callable"):
             wheel.call_later(1.0, bad)
+        with pytest.raises(ValueError, match="delay_s is larger than any float"):
+            wheel.call_later(10**400, print)
         assert wheel.statistics().armed == 0
 
     run(main())
-    for tick_s in (0.0, -1.0, float("nan"), float("inf"), 1e-9, 1e9):
+    for tick_s in (0.0, -1.0, float("nan"), float("inf"), 1e-9, 1e9, 10**400):
         with pytest.raises(ValueError, match="tick_s"):
             TimeoutWheel(tick_s=tick_s)
-    wrong: Any = "1"
-    with pytest.raises(TypeError, match="tick_s"):
-        TimeoutWheel(tick_s=wrong)
+    wrong: Any
+    for wrong in ("1", True, None):
+        with pytest.raises(TypeError, match="tick_s"):
+            TimeoutWheel(tick_s=wrong)
 
 
 def test_far_deadlines_are_not_clamped() -> None:

@@ -61,7 +61,7 @@ pub fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
             "{name} must lie between 0 and 2**63 - 1, not {value}"
         ))
     };
-    let index = index(value).ok_or_else(|| {
+    let index = index(value)?.ok_or_else(|| {
         let class = value.get_type().name().map(|class| class.to_string());
         let class = class.unwrap_or_default();
         PyTypeError::new_err(format!("{name} must be an int, not {class}"))
@@ -74,14 +74,30 @@ pub fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
     Ok(number)
 }
 
-/// An int, or what says itself which int it is, as numbers of other libraries do.
-fn index<'py>(value: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+/// Permissions of a file that is made.
+pub fn permissions(value: &Bound<'_, PyAny>) -> PyResult<u32> {
+    const MOST: u32 = 0o7777;
+    let name = "permissions";
+    let number = u32::try_from(count(name, value)?).ok();
+    number.filter(|number| *number <= MOST).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "{name} must lie between 0 and 0o{MOST:o}, not {value}"
+        ))
+    })
+}
+
+/// An int, or what says itself which int it is, as numbers of other libraries do. What it raises
+/// instead of saying so is its caller's to see.
+fn index<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
     if value.is_instance_of::<PyBool>() {
-        return None;
+        return Ok(None);
     }
     if value.is_instance_of::<PyInt>() {
-        return Some(value.clone());
+        return Ok(Some(value.clone()));
     }
-    let told = value.call_method0(intern!(value.py(), "__index__")).ok()?;
-    told.is_instance_of::<PyInt>().then_some(told)
+    let Some(ask) = value.getattr_opt(intern!(value.py(), "__index__"))? else {
+        return Ok(None);
+    };
+    let told = ask.call0()?;
+    Ok(told.is_instance_of::<PyInt>().then_some(told))
 }

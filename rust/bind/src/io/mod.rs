@@ -37,7 +37,7 @@ use crate::{
     operation::{Operation, Source},
     ticket::{Seconds, timeout},
 };
-use arguments::{count, location, open_flags, size};
+use arguments::{count, location, open_flags, permissions, size};
 use file::OpenFile;
 use outcome::{Place, Wanted};
 use shared::Shared;
@@ -72,7 +72,7 @@ impl IoEngine {
         path: &Bound<'_, PyAny>,
         flags: &str,
         direct: bool,
-        permissions: u32,
+        #[pyo3(from_py_with = permissions)] permissions: u32,
         timeout_s: Option<Seconds>,
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;

@@ -15,7 +15,7 @@ use pyo3::{
 };
 
 use crate::{
-    door, error,
+    buffer, door, error,
     jobs::{Answer, Answering},
     operation::{self, Source},
     ticket,
@@ -158,7 +158,7 @@ impl Entry {
             completion,
             verdict,
         } = item;
-        let data = PyBytes::new(py, &data).unbind();
+        let data = buffer::shown(py, &data)?.unbind();
         Py::new(
             py,
             Self {

@@ -137,7 +137,7 @@ impl Handle {
 impl TimeoutWheel {
     #[new]
     #[pyo3(signature = (*, tick_s = 0.001))]
-    fn new(py: Python<'_>, tick_s: f64) -> PyResult<Self> {
+    fn new(py: Python<'_>, #[pyo3(from_py_with = seconds::tick_s)] tick_s: f64) -> PyResult<Self> {
         let tick = seconds::tick(tick_s)?;
         let wheel = wheel::TimeoutWheel::new(tick, Mono(0));
         let origin = Origin::here().map_err(|failed| error::raise(py, &failed))?;

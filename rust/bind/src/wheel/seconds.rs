@@ -9,9 +9,16 @@ use pyo3::{
     types::{PyBool, PyFloat},
 };
 
+use crate::ticket::in_range;
+
 const NANOS: f64 = 1e9;
 const TICK_MIN_S: f64 = 1e-6;
 const TICK_MAX_S: f64 = 3600.0;
+
+/// The length of a tick, as it was given.
+pub fn tick_s(value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    number(value, "tick_s")
+}
 
 pub fn tick(tick_s: f64) -> PyResult<Duration> {
     if (TICK_MIN_S..=TICK_MAX_S).contains(&tick_s) {
@@ -68,9 +75,10 @@ fn number(value: &Bound<'_, PyAny>, name: &str) -> PyResult<f64> {
     if let Ok(float) = value.cast_exact::<PyFloat>() {
         return Ok(float.value());
     }
-    let extracted = value.extract::<f64>();
-    match extracted {
+    let py = value.py();
+    match value.extract::<f64>() {
         Ok(number) if !value.is_instance_of::<PyBool>() => Ok(number),
+        Err(error) if !error.is_instance_of::<PyTypeError>(py) => Err(in_range(py, error, name)),
         _ => Err(PyTypeError::new_err(format!(
             "{name} must be a number of seconds, not {}",
             value.get_type().name()?

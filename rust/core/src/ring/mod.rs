@@ -75,7 +75,7 @@ pub fn ring_at<T: Weigh + Send>(limits: Limits, origin: u64) -> Result<(Producer
 }
 
 fn ring_from<T: Weigh + Send>(limits: Limits, origin: u64) -> Result<(Producer<T>, Consumer<T>)> {
-    let (shared, tap) = shared::Shared::new(limits.checked()?, origin);
+    let (shared, tap) = shared::Shared::new(limits.checked()?, origin)?;
     Ok((
         Producer::new(crate::sync::Arc::clone(&shared)),
         Consumer::new(shared, tap),

@@ -50,8 +50,8 @@ pub(super) struct Shared<T> {
 
 impl<T: Weigh + Send> Shared<T> {
     /// `limits` have been checked.
-    pub(super) fn new(limits: Limits, origin: u64) -> (Arc<Self>, Tap<T>) {
-        let (slots, tap) = Slots::new(limits.capacity, origin);
+    pub(super) fn new(limits: Limits, origin: u64) -> crate::Result<(Arc<Self>, Tap<T>)> {
+        let (slots, tap) = Slots::new(limits.capacity, origin)?;
         let shared = Self {
             slots,
             limits,
@@ -67,7 +67,7 @@ impl<T: Weigh + Send> Shared<T> {
             }),
             wake: Mutex::new(None),
         };
-        (Arc::new(shared), tap)
+        Ok((Arc::new(shared), tap))
     }
 
     /// Whether bytes are counted one by one.

@@ -20,7 +20,10 @@ use std::mem::MaybeUninit;
 use crossbeam::utils::CachePadded;
 
 use super::sequence::{CLOSED, ClaimWord, distance, step};
-use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use crate::{
+    Error, ErrorKind,
+    sync::{Arc, AtomicU32, AtomicU64, Ordering, UnsafeCell},
+};
 
 /// Orders the payload before the stamp; partner: the acquire load in [`Slot::is_published`].
 /// Killed by `loom::two_producers_against_the_consumer`.
@@ -76,6 +79,15 @@ impl<T> Slot<T> {
     }
 }
 
+fn no_memory(capacity: usize) -> Error {
+    Error::new(
+        ErrorKind::TooLarge,
+        "no memory for a ring of this capacity; take a smaller one",
+    )
+    .with_text("limit", "capacity")
+    .with("asked", capacity as u64)
+}
+
 /// The slots and the cursors over them.
 pub(super) struct Slots<T> {
     /// Moved by producers.
@@ -89,13 +101,18 @@ pub(super) struct Slots<T> {
 impl<T> Slots<T> {
     /// Makes `capacity` vacant slots, a power of two and at least 2, and their only tap. `origin`
     /// is the first position.
-    pub(super) fn new(capacity: usize, origin: u64) -> (Arc<Self>, Tap<T>) {
+    pub(super) fn new(capacity: usize, origin: u64) -> crate::Result<(Arc<Self>, Tap<T>)> {
         debug_assert!(capacity.is_power_of_two() && capacity >= 2);
         let origin = step(origin, 0);
+        // A program chooses the number, so that there is no memory for it is an error.
+        let mut cells = Vec::new();
+        let reserved = cells.try_reserve_exact(capacity);
+        reserved.map_err(|_| no_memory(capacity))?;
+        cells.extend((0..capacity).map(|_| Slot::vacant()));
         let slots = Arc::new(Self {
             claimed: CachePadded::new(AtomicU64::new(origin)),
             released: CachePadded::new(AtomicU64::new(origin)),
-            cells: (0..capacity).map(|_| Slot::vacant()).collect(),
+            cells: cells.into_boxed_slice(),
             mask: capacity as u64 - 1,
         });
         let tap = Tap {
@@ -103,7 +120,7 @@ impl<T> Slots<T> {
             next: origin,
             released: origin,
         };
-        (slots, tap)
+        Ok((slots, tap))
     }
 
     /// The claimed cursor and the closed mark, now.

@@ -458,7 +458,7 @@ impl Place {
         let reused = Arc::get_mut(chunk).filter(|buffer| buffer.len() >= wanted);
         let buffer = match reused {
             Some(buffer) => std::mem::replace(buffer, Buffer::zeroed(0)),
-            None => Buffer::zeroed(wanted),
+            None => Buffer::try_zeroed(wanted)?,
         };
         self.start = self.offset;
         self.filled = 0;

@@ -9,6 +9,9 @@ use crate::{
     io::{BLOCK, HUGE},
 };
 
+/// Each takes its place in memory when the log is opened.
+const RING_ENTRIES_MAX: usize = 1 << 24;
+
 /// What recovery does with a tail that a crash cut short.
 pub use super::recovery::RecoveryMode;
 
@@ -138,7 +141,10 @@ impl LogSettings {
                 u32::try_from(self.segment_bytes).is_ok(),
                 "segment_bytes must be below 4 GiB",
             ),
-            (self.ring_entries > 0, "ring_entries must be at least 1"),
+            (
+                (1..=RING_ENTRIES_MAX).contains(&self.ring_entries),
+                "ring_entries must lie between 1 and 16777216",
+            ),
             (
                 self.ring_bytes >= self.record_bytes_max,
                 "ring_bytes must hold at least one record of record_bytes_max",

@@ -168,6 +168,29 @@ fn what_can_never_fit_names_its_limit() {
 }
 
 #[test]
+fn a_ring_that_no_memory_holds_is_refused() {
+    // Whoever chose the number gets an error, and not the end of the process. The slots of this one
+    // have more bytes than there are addresses.
+    struct Broad(#[expect(dead_code, reason = "only its size counts")] [u64; 1 << 20]);
+    impl Weigh for Broad {
+        fn weight(&self) -> usize {
+            0
+        }
+    }
+    let limits = Limits {
+        capacity: 1 << 40,
+        ..bytes(100)
+    };
+    let refused = ring::<Broad>(limits).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::TooLarge);
+    assert_eq!(refused.number("asked"), Some(1 << 40));
+    assert!(
+        refused.message().contains("take a smaller one"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn bytes_are_bounded_apart_from_slots() {
     // The sum of what is inside never exceeds the limit, and is free again after release.
     let (producer, mut consumer) = make(bytes(100));
