@@ -9,8 +9,10 @@ use pyo3::{
     types::{PyBytes, PyList, PyTuple},
 };
 
+// A scan makes millions, and lets go of a batch when it has the next: the list holds about as many
+// as a batch has. What comes from it does not count as new for the collector of cycles.
 /// One record of a log.
-#[pyclass(frozen, module = "millrace._core")]
+#[pyclass(frozen, freelist = 4096, module = "millrace._core")]
 pub struct Record {
     /// Its position in the log; the first record is 1.
     #[pyo3(get)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from io_engines import pair, until
 
-from millrace import EndOfStream, IoEngine, IoTimeout
+from millrace import EndOfStream, IoEngine
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -105,21 +105,6 @@ def test_the_part_of_an_exact_receive_is_first_in_line(engines: Engines) -> None
             assert await io.recv(right, 3) == b"hal"
             left.sendall(b" and half")
             assert await io.recv(right, 10, exact=True) == b"f and half"
-
-    engines.run(main)
-
-
-def test_the_part_of_one_that_timed_out_is_first_in_line(engines: Engines) -> None:
-    # The same when the engine's own deadline ended it; `done` says how many bytes that is about.
-    async def main(io: IoEngine) -> None:
-        with pair() as (left, right):
-            left.sendall(b"half")
-            with pytest.raises(IoTimeout) as caught:
-                await io.recv(right, 8, exact=True, timeout_s=0.05)
-            assert caught.value.done == 4
-            await until(lambda: io.statistics().in_flight == 0)
-            left.sendall(b"more")
-            assert await io.recv(right, 8, exact=True) == b"halfmore"
 
     engines.run(main)
 
@@ -255,7 +240,8 @@ def test_bytes_of_closed_sockets_are_let_go(engines: Engines) -> None:
             assert await io.recv(right, 100_000, exact=True) == bytes(100_000)
             await _leave_part(io, left, right)
             await io.close()
-            assert io.statistics().kept_bytes == 0
+            # A thread of the engine may just be letting go of the socket.
+            await until(lambda: io.statistics().kept_bytes == 0)
 
     engines.run(main)
 

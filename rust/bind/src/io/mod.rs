@@ -10,7 +10,6 @@
 //! ```
 
 mod arguments;
-mod exit;
 mod file;
 mod guest;
 mod inbox;
@@ -43,7 +42,6 @@ use file::OpenFile;
 use outcome::{Place, Wanted};
 use shared::Shared;
 
-pub use exit::close_engines;
 pub use file::File;
 pub use guest::Visit;
 pub use memory::EngineBuffer;
@@ -62,7 +60,7 @@ impl IoEngine {
         let numbers: open::Numbers = settings.extract()?;
         let opened = door::detached(py, || numbers.open().and_then(Shared::new));
         let shared = opened.map_err(|failed| error::raise_io(py, &failed))?;
-        exit::enlist(&shared);
+        crate::exit::enlist(&shared);
         Ok(Self { shared })
     }
 

@@ -18,7 +18,6 @@ use millrace_core::{
 use pyo3::prelude::*;
 
 use super::{
-    exit,
     guest::{self, Host},
     inbox::{Inbox, Waiting},
     outcome::Wanted,
@@ -26,6 +25,7 @@ use super::{
 };
 use crate::{
     error,
+    exit::{self, Closes},
     jobs::Answering,
     loops::LoopPort,
     operation::{Operation, Source},
@@ -186,14 +186,6 @@ impl Shared {
         }
     }
 
-    /// Closes on a plain thread, which waits.
-    pub fn end_within(&self, budget: Duration) {
-        if let Some(engine) = self.engine() {
-            // One that failed meanwhile: nobody is left to tell.
-            let _ = engine.close(Some(budget));
-        }
-    }
-
     /// Fails with `Forked` in a child, with `Closed` after a close.
     pub fn check(&self) -> Result<()> {
         self.origin.check()?;
@@ -205,6 +197,23 @@ impl Shared {
                 Err(Error::new(ErrorKind::Closed, "the I/O engine is closed"))
             }
             None => Ok(()),
+        }
+    }
+}
+
+impl Closes for Shared {
+    fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    fn is_over(&self) -> bool {
+        self.handle.is_over()
+    }
+
+    fn end_within(&self, budget: Duration) {
+        if let Some(engine) = self.engine() {
+            // One that failed meanwhile: nobody is left to tell.
+            let _ = engine.close(Some(budget));
         }
     }
 }

@@ -9,7 +9,8 @@
 //! 1. No record above the LSN given with the call is looked at: the frame that holds it may be
 //!    half written.
 //! 2. Records come in LSN order without gaps; what cannot be read is an error, never left out.
-//! 3. Memory is bounded by one chunk or one frame, and by the batches that are still held.
+//! 3. Memory is bounded by two chunks or frames, and by the batches that are still held. Who has
+//!    read everything keeps one.
 
 use std::sync::Arc;
 
@@ -111,6 +112,9 @@ pub struct Reader {
     hold: Arc<Hold>,
     place: Option<Place>,
     chunk: Arc<Buffer>,
+    /// The chunk before, to be used again once no batch holds it: while one is looked at, the next
+    /// is read, and new memory would cost as much as the reading.
+    spare: Arc<Buffer>,
     chunk_bytes: usize,
     /// A segment that is being written, and how much of it is known to be.
     written: Option<(SegmentId, u64)>,
@@ -175,6 +179,7 @@ impl Reader {
             hold,
             place: None,
             chunk: Arc::new(Buffer::zeroed(0)),
+            spare: Arc::new(Buffer::zeroed(0)),
             chunk_bytes: READ_BYTES,
             written: None,
         })
@@ -246,6 +251,7 @@ impl Reader {
                 return Ok(batch);
             }
         }
+        self.spare = Arc::new(Buffer::zeroed(0));
         Ok(None)
     }
 
@@ -303,6 +309,10 @@ impl Reader {
             } else {
                 u64::MAX
             };
+        }
+        // Held by a batch: the one before may be free by now.
+        if Arc::get_mut(&mut self.chunk).is_none() && !planted!("chunks_are_not_used_again") {
+            std::mem::swap(&mut self.chunk, &mut self.spare);
         }
         match place.fill(io, &mut self.chunk, self.chunk_bytes) {
             // The bad sector may lie behind what is needed now.

@@ -68,6 +68,39 @@ fn every_start_stop_and_batch_size_gives_the_same_records() {
 }
 
 #[test]
+fn a_chunk_is_used_again_once_no_batch_holds_it() {
+    // While one batch is looked at, the next is read into the memory of the one before it, which is
+    // larger than what is left of a segment; a batch that is still held keeps its bytes.
+    const CHUNK: usize = 8192;
+    // Two for each of two segments; from then on both chunks are as large as they get.
+    const WARM: usize = 4;
+    let builder = many(SMALL);
+    let (catalogue, recovered) = catalogue(&builder.disk);
+    let durable = recovered.next.previous();
+    with_dir(&builder.disk, |io, dir| {
+        let reader = Reader::new(catalogue, dir.clone(), Lsn(1), None).unwrap();
+        let mut reader = reader.with_chunk(CHUNK);
+        let mut batches = 0;
+        // Held as the binding does it: until the next one is there.
+        let mut held = Vec::new();
+        while let Some(batch) = reader.next_batch(io, durable, usize::MAX).unwrap() {
+            batches += 1;
+            let length = batch.bytes().len();
+            assert!(batches <= WARM || length == CHUNK, "{batches}: {length}");
+            let first = batch.first().0 as usize - 1;
+            assert!(
+                batch
+                    .payloads()
+                    .eq(&builder.records[first..first + batch.len()])
+            );
+            held.push(batch);
+            held.drain(..held.len() - 1);
+        }
+        assert!(batches > WARM + 2);
+    });
+}
+
+#[test]
 fn what_is_not_durable_is_not_looked_at() {
     // A frame above the mark may be half written: it is read when the mark has passed it.
     let mut builder = Builder::new(SMALL);
