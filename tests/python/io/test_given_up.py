@@ -142,6 +142,25 @@ def test_an_answer_that_found_its_task_cancelled(engines: Engines) -> None:
     engines.run(main)
 
 
+def test_an_answer_that_nobody_fetched(engines: Engines) -> None:
+    # The engine had answered, and the loop had not looked yet, when the task was cancelled: the
+    # bytes are not lost between the two.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            for n in range(20):
+                before = io.statistics().completed
+                receiving = asyncio.ensure_future(io.recv(right, 100))
+                await until(lambda: io.statistics().in_flight == 1)
+                left.sendall(b"%d" % n)
+                # Nothing of the loop runs in here.
+                while io.statistics().completed == before:
+                    os.sched_yield()
+                await _give_up(receiving)
+                assert await io.recv(right, 100, timeout_s=10) == b"%d" % n
+
+    engines.run(main)
+
+
 def test_a_receive_that_is_dropped_takes_nothing(engines: Engines) -> None:
     # Nobody ever awaited it: there is a warning, and the bytes are there for the next one. Nothing
     # was under way in between.

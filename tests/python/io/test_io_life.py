@@ -744,10 +744,13 @@ def test_liveness_of_a_full_table(engines: Engines) -> None:
 
 
 def test_slow_operations_are_told(engines: Engines, tmp_path: Path) -> None:
-    # A storage operation that hangs is logged while it hangs, and once more when it is over.
+    # A storage operation that hangs is logged while it hangs, and once more when it is over, with
+    # its file, byte for byte.
+    path = os.fsencode(tmp_path) + b"/f \xff"
+
     async def main(io: IoEngine, records: list[logging.LogRecord]) -> None:
-        with leased(tmp_path / "f"):
-            opening = asyncio.ensure_future(io.open(tmp_path / "f"))
+        with leased(Path(os.fsdecode(path))):
+            opening = asyncio.ensure_future(io.open(path))
             await until(lambda: len(records) >= 1)
             await until(lambda: io.statistics().slow_now == 1)
         await (await opening).close()
@@ -765,9 +768,48 @@ def test_slow_operations_are_told(engines: Engines, tmp_path: Path) -> None:
     finally:
         logger.removeHandler(handler)
     texts = [record.getMessage() for record in records]
-    assert re.fullmatch(r"slow name: 0\.\d+ s, and it goes on", texts[0])
-    assert re.fullmatch(r"slow name: 0\.\d+ s, and it is over", texts[-1])
+    where = re.escape(repr(os.fsdecode(path)))
+    assert re.fullmatch(rf"slow name on {where}: \d+\.\d+ s, and it goes on", texts[0])
+    assert re.fullmatch(rf"slow name on {where}: \d+\.\d+ s, and it is over", texts[-1])
+    for record in records:
+        told = vars(record)
+        assert (told["operation"], os.fsencode(told["path"]), told["offset"]) == (
+            "name",
+            path,
+            None,
+        )
+        assert told["age_s"] >= 0.02
+    assert [vars(records[at])["is_over"] for at in (0, -1)] == [False, True]
     assert {record.levelno for record in records} == {logging.WARNING}
+
+
+def test_a_slow_one_that_nobody_waits_for_is_told(engines: Engines, tmp_path: Path) -> None:
+    # Its task was cancelled while it hung: whoever looks at the numbers has it logged, with its
+    # file.
+    async def main(io: IoEngine, records: list[logging.LogRecord]) -> None:
+        with leased(tmp_path / "f"):
+            opening = asyncio.ensure_future(io.open(tmp_path / "f"))
+            await until(lambda: io.statistics().in_flight == 1)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            await until(lambda: io.statistics().slow == 1)
+        await until(lambda: io.statistics().slow_now == 0 and len(records) >= 2)
+        told = [vars(record) for record in records]
+        assert [one["is_over"] for one in told] == [False, True]
+        assert {one["path"] for one in told} == {str(tmp_path / "f")}
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    records: list[logging.LogRecord] = []
+    logger, handler = logging.getLogger("millrace.io"), Kept()
+    logger.addHandler(handler)
+    try:
+        engines.run(lambda io: main(io, records), slow_after_s=0.2)
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_statistics_add_up(engines: Engines, tmp_path: Path) -> None:
