@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from . import _core
-
 Recovery = Literal["tail", "strict", "salvage"]
 CommitPath = Literal["auto", "pwrite", "ring_dsync", "direct"]
 Driver = Literal["auto", "thread", "loop"]
@@ -26,6 +24,15 @@ _LARGEST = 2**63 - 1
 # What the kernel's ring takes.
 _SIZE_MAX = 32_768
 _NANOSECOND = 1e-9
+# Those of the engine, which checks them again.
+_BLOCKS = range(512, 65_536 + 1)
+_MOST = {
+    "segment_bytes": 4 * _KIB * _MIB - 1,
+    "group_bytes_max": _KIB * _MIB,
+    "ring_entries": 2**24,
+}
+# In front of a group's bytes on disk.
+_HEADER_BYTES = 64 + 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,9 +118,8 @@ class LogSettings:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check(field.name, getattr(self, field.name))
+        _check_limits(self)
         _check_order(self)
-        # The limits of the engine itself.
-        _core.check_settings(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,6 +270,25 @@ def _check_count(name: str, value: object) -> None:
         raise ValueError(f"{name} must lie between 1 and {_LARGEST}, not {value}")
 
 
+def _check_limits(settings: LogSettings) -> None:
+    for name, most in _MOST.items():
+        value = getattr(settings, name)
+        if value > most:
+            raise ValueError(f"{name} must be at most {most}, not {value}")
+    block = settings.block_bytes
+    if block not in _BLOCKS or block & (block - 1):
+        raise ValueError(f"block_bytes must be a power of two from 512 to 65536, not {block}")
+    for name in ("segment_bytes", "segment_first_bytes"):
+        value = getattr(settings, name)
+        if value % block:
+            raise ValueError(f"{name} ({value}) must be a multiple of block_bytes ({block})")
+    if settings.segment_first_bytes < 4 * block:
+        raise ValueError(
+            f"segment_first_bytes ({settings.segment_first_bytes}) must be at least four blocks "
+            f"({4 * block})",
+        )
+
+
 def _check_order(settings: LogSettings) -> None:
     if settings.record_bytes_max > settings.group_bytes_max:
         raise ValueError(
@@ -274,6 +299,18 @@ def _check_order(settings: LogSettings) -> None:
         raise ValueError(
             f"group_bytes_max ({settings.group_bytes_max}) must be smaller than "
             f"segment_bytes ({settings.segment_bytes}): a group lies in one segment",
+        )
+    # The largest frame, and a block on each side of it.
+    blocks = -(-(settings.group_bytes_max + _HEADER_BYTES) // settings.block_bytes) + 2
+    if blocks * settings.block_bytes > settings.segment_bytes:
+        raise ValueError(
+            f"group_bytes_max ({settings.group_bytes_max}) must be smaller than segment_bytes "
+            f"({settings.segment_bytes}) by a few blocks, for headers",
+        )
+    if settings.ring_bytes < settings.record_bytes_max:
+        raise ValueError(
+            f"ring_bytes ({settings.ring_bytes}) must not be smaller than record_bytes_max "
+            f"({settings.record_bytes_max}): the largest record waits there",
         )
     _check_driver(settings)
     if settings.segment_first_bytes > settings.segment_bytes:

@@ -11,8 +11,10 @@ import mmap
 import os
 import stat
 import tempfile
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -25,6 +27,7 @@ from millrace import (
     LockedError,
     Log,
     LogSettings,
+    _core,
 )
 from millrace.log import repair, verify
 
@@ -202,13 +205,13 @@ async def test_lsns_that_make_no_sense(directory: Path, lsn: Any) -> None:
         ({"block_bytes": 256}, ValueError, "block_bytes"),
         ({"block_bytes": 131_072}, ValueError, "block_bytes"),
         ({"ring_bytes": 1 * _MIB}, ValueError, "ring_bytes"),
-        ({"segment_bytes": 64 * _MIB + 1}, ValueError, "multiples of block_bytes"),
+        ({"segment_bytes": 64 * _MIB + 1}, ValueError, "multiple of block_bytes"),
         ({"segment_bytes": 8 << 30}, ValueError, "segment_bytes"),
         ({"segment_first_bytes": 1}, ValueError, "segment_first_bytes"),
         (
             {"group_bytes_max": 2 << 30, "segment_bytes": 3 << 30},
             ValueError,
-            "group_bytes_max must be at most 1 GiB",
+            "group_bytes_max must be at most 1073741824",
         ),
         ({"commit_path": "ring_dsync", "backend": "threads"}, ValueError, "contradict"),
         ({"commit_path": "pwrite", "backend": "uring"}, ValueError, "contradict"),
@@ -223,6 +226,49 @@ def test_settings_check_themselves(
     # A wrong number is refused where it is written down, and the message names it.
     with pytest.raises(error, match=message):
         LogSettings(**settings)
+
+
+_LIMITS: list[dict[str, Any]] = [
+    {"ring_entries": 2**24},
+    {"block_bytes": 512},
+    {"block_bytes": 65_536},
+    {"ring_bytes": 16 * _MIB},
+    {"segment_first_bytes": 4 * 4096},
+    {"segment_bytes": 4096 * _MIB - 4096},
+    {"segment_bytes": 2048 * _MIB, "group_bytes_max": 1024 * _MIB},
+    {"segment_bytes": 4 * _MIB, "group_bytes_max": 4 * _MIB - 3 * 4096, "record_bytes_max": 1},
+]
+
+
+@pytest.mark.parametrize("settings", _LIMITS)
+def test_settings_at_their_limits(settings: dict[str, Any]) -> None:
+    # What is just allowed is so for the engine, too, and what is just beyond it is refused by both.
+    least = LogSettings(**settings)
+    _core.check_settings(least)
+    for name, step in (("ring_entries", 1), ("segment_bytes", 4096), ("group_bytes_max", 4096)):
+        _agree(least, name, getattr(least, name) + step)
+    for name, step in (("ring_bytes", 1), ("segment_first_bytes", 4096), ("segment_bytes", 4096)):
+        _agree(least, name, getattr(least, name) - step)
+    for factor in (0.5, 2, 3):
+        _agree(least, "block_bytes", int(least.block_bytes * factor))
+
+
+def _agree(settings: LogSettings, name: str, value: int) -> None:
+    """Both sides take *value*, or both refuse it."""
+    numbers = {one.name: getattr(settings, one.name) for one in fields(settings)} | {name: value}
+    verdicts: list[bool] = []
+    checks: list[Callable[[], object]] = [
+        lambda: LogSettings(**numbers),
+        lambda: _core.check_settings(cast("LogSettings", SimpleNamespace(**numbers))),
+    ]
+    for check in checks:
+        try:
+            check()
+        except ValueError:
+            verdicts.append(False)
+        else:
+            verdicts.append(True)
+    assert verdicts[0] == verdicts[1], (name, value, verdicts)
 
 
 @pytest.mark.parametrize(
