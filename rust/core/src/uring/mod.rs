@@ -12,7 +12,8 @@
 //!
 //! Staged in this order: the watch on the bell, cancels, flights that need another submission in
 //! the order they came to need it, fresh requests. Fresh ones leave room for the first two. Those
-//! on one socket go one after the other ([`lines`]).
+//! on one socket go one after the other ([`lines`]), large durable writes in several submissions
+//! side by side ([`pieces`]).
 //!
 //! # Always true
 //!
