@@ -93,11 +93,13 @@ bench-quick: build-bench ## The same cells, shorter: under five minutes, into bu
 	@$(PY) benches/python/run.py --quick --out build/bench-quick $(BENCH_ARGS)
 
 .PHONY: torture
-torture: build ## The long proofs, for TORTURE_SECONDS (default 600): deeper crash states, storms, planted bugs
+torture: build ## Crash states, damage, storms and kill points for TORTURE_SECONDS (default 600), then every planted bug
 	@MILLRACE_TORTURE_SECONDS=$(TORTURE_SECONDS) cargo test --locked --quiet --profile fast \
 	  --package millrace-tests -- --ignored --nocapture
-	@MILLRACE_TORTURE_SECONDS=$(TORTURE_SECONDS) $(BIN)/pytest -m torture --timeout 0 -p no:cacheprovider
+	@MILLRACE_TORTURE_SECONDS=$(TORTURE_SECONDS) $(BIN)/pytest -m torture --capture no --verbose --timeout 0 \
+	  -p no:cacheprovider
 	@$(MAKE) --no-print-directory mutants
+	@echo "make torture: all held"
 
 .PHONY: mutants
 mutants: ## Plant each bug of rust/mutants.toml and require its test to fail

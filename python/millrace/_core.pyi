@@ -39,10 +39,9 @@ __all__ = [
     "check_settings",
     "cleanup_done",
     "cleanup_report",
-    "close_engines",
+    "close_everything",
     "come_back_by_bridge",
     "come_back_by_port",
-    "end_bridge",
     "open_log",
     "repair_log",
     "verify_log",
@@ -923,9 +922,9 @@ def verify_log(path: str) -> Future[dict[str, Any]]:
 def repair_log(path: str, lock_timeout_s: float) -> Future[dict[str, Any]]:
     """Repair a log; the result has the fields of `RepairReport`."""
 
-def close_engines(timeout_s: float) -> None:
+def close_everything(timeout_s: float) -> None:
     """
-    Close every I/O engine of this process that is not over.
+    Close every log and every I/O engine of this process that is not over, and end the bridge.
 
     Waits for them and for those that were dropped: *timeout_s* for all together, and a little for
     what is cancelled then.
@@ -937,9 +936,6 @@ def wait_for_insiders() -> None:
 
     Nobody loses the interpreter's lock while he does so later.
     """
-
-def end_bridge(timeout_s: float) -> None:
-    """End the bridge: withdraw what runs, wait for it at most so long, start nothing any more."""
 
 def come_back_by_bridge(*, panics: bool = False) -> Future[None]:
     """Go to another thread and come back by the bridge."""

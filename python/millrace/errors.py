@@ -57,7 +57,7 @@ class Error(Exception):
 
     @property
     def path(self) -> str | None:
-        """The file or directory it was about."""
+        """The file or directory it was about; `os.fsencode` gives its bytes back."""
         return self._text("path")
 
     @property
@@ -99,7 +99,8 @@ class Error(Exception):
         if not self.facts:
             return self.message
         facts = ", ".join(f"{key}={value}" for key, value in self.facts.items())
-        return f"{self.message} [{facts}]"
+        # A path need not be text: what cannot be printed is shown with a backslash.
+        return f"{self.message} [{facts}]".encode(errors="backslashreplace").decode()
 
 
 class ClosedError(Error):

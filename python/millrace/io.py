@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 Location = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-_EXIT_TIMEOUT_S = 5.0
-
 
 class IoEngine(_core.IoEngine):
     """
@@ -162,15 +160,13 @@ def _warn_unclosed(engine: IoEngine) -> None:
 
 
 @atexit.register
-def _close_at_exit() -> None:
-    """Close what was left open, within a bound, while the interpreter is whole."""
+def _complain_at_exit() -> None:
+    """Say what was left open; the extension's own handler closes it afterwards."""
     # What a forked child inherited is its parent's to close.
     mine = [engine for engine in list(_open) if engine._owner == os.getpid()]  # noqa: SLF001
     left = [engine for engine in mine if engine._state == "open"]  # noqa: SLF001
     with contextlib.ExitStack() as exits:
-        # On a stack, so that a warning that is made an error does not keep engines from closing:
-        # these, those whose close has begun, and those that were dropped.
-        exits.callback(_core.close_engines, _EXIT_TIMEOUT_S)
         for engine in left:
+            # On a stack, so that a warning that is made an error does not hide the others.
             exits.callback(_warn_unclosed, engine)
             engine._owner = None  # noqa: SLF001 - it is being complained about

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from . import _core
-from .errors import Error, IoError, IoTimeout
+from .errors import IoError, IoTimeout
 from .opening import Opening
 from .settings import LogSettings
 from .types import (
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Location = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-_EXIT_TIMEOUT_S = 5.0
 _LSN_MAX = 2**63 - 1
 
 
@@ -436,26 +435,13 @@ def _warn_unclosed(log: Log) -> None:
 
 
 @atexit.register
-def _close_at_exit() -> None:
-    """Close what was left open, within a bound, while the interpreter is whole."""
+def _complain_at_exit() -> None:
+    """Say what was left open; the extension's own handler closes it afterwards."""
     # What a forked child inherited is its parent's to close.
     mine = [log for log in list(_open) if log._owner == os.getpid()]
     left = [log for log in mine if log._state == "open"]
     with contextlib.ExitStack() as exits:
         for log in left:
-            # On a stack, so that a warning that is made an error does not keep logs from closing.
-            exits.callback(_close_within_bound, log)
+            # On a stack, so that a warning that is made an error does not hide the others.
             exits.callback(_warn_unclosed, log)
             log._owner = None  # it is being complained about
-
-
-@atexit.register
-def _end_bridge_at_exit() -> None:
-    """Withdraw checks that nobody can wait for any more; they have as long as a close has."""
-    _core.end_bridge(_EXIT_TIMEOUT_S)
-
-
-def _close_within_bound(log: Log) -> None:
-    # A log that failed while closing: nobody is left to tell.
-    with contextlib.suppress(Error):
-        log._close_within(_EXIT_TIMEOUT_S)

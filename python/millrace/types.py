@@ -389,7 +389,8 @@ class IoStatistics:
         pinned_bytes: Bytes of buffers that a view holds now.
 
         kept_bytes: Bytes of streams that came for receives which were given up, and wait for the
-            next receive on their socket.
+            next receive on their socket; for each socket at most what the largest of those
+            receives asked for.
 
         slow: Storage operations that took longer than `slow_after_s`.
 

@@ -18,7 +18,7 @@
 //! 2. When the future of a call is cancelled, or the runtime ends, its work is withdrawn.
 //! 3. A call gives exactly one answer as long as the runtime lives, also when the work or the
 //!    making of the answer panics.
-//! 4. After [`end_bridge`] nothing starts, and nothing attaches but an answer that was just being
+//! 4. After [`end`] nothing starts, and nothing attaches but an answer that was just being
 //!    given when the bound ran out. It waits detached, so that such an answer needs no bound.
 //!
 //! This is the one exception to the rule that only `door.rs` attaches: the bridge does, where it
@@ -32,6 +32,7 @@ use std::{
         Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use millrace_core::{Error, ErrorKind, Result, fork::Origin, io::Wanted, sync::lock};
@@ -53,7 +54,6 @@ use tokio::{
 use crate::{
     door, error,
     jobs::{self, Answer},
-    ticket,
 };
 
 static BRIDGE: OnceLock<Bridge> = OnceLock::new();
@@ -134,10 +134,8 @@ pub fn start(
     generic::future_into_py_with_locals::<Tokio, _, _>(py, locals, waiting)
 }
 
-/// End the bridge: withdraw what runs, wait for it at most so long, start nothing any more.
-#[pyfunction]
-pub fn end_bridge(py: Python<'_>, timeout_s: f64) -> PyResult<()> {
-    let timeout = ticket::timeout(Some(ticket::Seconds(timeout_s)))?.unwrap_or_default();
+/// Withdraws what runs, waits for it at most so long, and starts nothing any more.
+pub fn end(py: Python<'_>, timeout: Duration) {
     ENDED.store(true, Ordering::Relaxed);
     // What a forked child inherited has no threads here that could be waited for.
     let mine = BRIDGE
@@ -147,7 +145,6 @@ pub fn end_bridge(py: Python<'_>, timeout_s: f64) -> PyResult<()> {
         // Detached, so that an answer that is just being given gets its turn.
         door::detached(py, || runtime.shutdown_timeout(timeout));
     }
-    Ok(())
 }
 
 struct WithdrawnOnDrop(Wanted);

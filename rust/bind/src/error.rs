@@ -3,7 +3,7 @@
 //! The classes are defined in Python, because the stable ABI below 3.12 cannot derive exceptions
 //! from built-in ones. The match has no wildcard: a new kind does not compile until it has a home.
 
-use millrace_core::{Error, ErrorKind, error::Fact};
+use millrace_core::{Error, ErrorKind, error::Fact, planted};
 use pyo3::{
     exceptions::{PyRuntimeError, PyValueError},
     prelude::*,
@@ -92,6 +92,11 @@ fn build(py: Python<'_>, name: &str, error: &Error) -> PyResult<PyErr> {
         match fact {
             Fact::Number(value) => facts.set_item(key, value)?,
             Fact::Text(value) => facts.set_item(key, value)?,
+            Fact::Path(value) if planted!("bind_paths_are_text") => {
+                facts.set_item(key, value.to_string_lossy())?;
+            }
+            // As `os.fsdecode` shows it, so that `os.fsencode` gives it back.
+            Fact::Path(value) => facts.set_item(key, value.as_os_str())?,
         }
     }
     if let Some(errno) = error.errno() {

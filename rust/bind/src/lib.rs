@@ -10,6 +10,7 @@
 //! shared                         what the handles of one log have in common
 //! wheel                          deadlines of an event loop, all on its one timer
 //! record, report, buffer, error  values across the line
+//! exit                           what is still open when the process ends
 //! gate                           who is inside when the interpreter ends
 //! door                           the only way in and out of the interpreter
 //! ```
@@ -25,6 +26,7 @@ mod current;
 mod deliver;
 mod door;
 mod error;
+mod exit;
 mod gate;
 mod gc;
 mod hand;
@@ -50,12 +52,12 @@ mod wheel;
 mod _core {
     #[pymodule_export]
     use super::{
-        bridge::end_bridge,
         check::{repair_log, verify_log},
         cleanup::{cleanup_done, cleanup_report},
+        exit::close_everything,
         gate::wait_for_insiders,
         gc::{EpochGC, EpochPin},
-        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine, close_engines},
+        io::{CloseReport, EngineBuffer, File, FileStatus, IoEngine},
         log::Log,
         open::{backend_info, check_settings, open_log},
         operation::Operation,
@@ -72,7 +74,9 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         super::door::admit(module.py())?;
+        // Handlers of the exit run in the opposite order.
         super::gate::build(module)?;
+        super::exit::build(module)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

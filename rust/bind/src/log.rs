@@ -6,6 +6,7 @@ use millrace_core::{
     Result, engine,
     ids::Lsn,
     io::Wanted,
+    planted,
     wal::{
         Level,
         cursor::Mark,
@@ -362,6 +363,7 @@ impl Log {
     fn here(&self, py: Python<'_>) -> PyResult<&Arc<Shared>> {
         match self.shared.origin.check() {
             Ok(()) => Ok(&self.shared),
+            Err(_) if planted!("bind_inherited_is_used") => Ok(&self.shared),
             Err(failed) => Err(error::raise(py, &failed)),
         }
     }

@@ -6,13 +6,14 @@ use millrace_core::{
     Error, Result,
     engine::{self, BackendSetting, DriverSetting, WaySetting},
     io::Wanted,
+    planted,
     sync::Waker,
     wal::settings::{CommitPath, LogSettings, RecoveryMode},
 };
 use pyo3::{exceptions::PyValueError, prelude::*};
 
 use crate::{
-    error,
+    error, exit,
     jobs::{self, Answer, Answering, Pigeonhole},
     log::Log,
     operation::{Operation, Source},
@@ -86,9 +87,12 @@ pub fn open_log(
     let wanted = Wanted::default();
     let theirs = wanted.clone();
     // It may wait half a minute for the lock of an owner that died.
-    let started = jobs::start_alone("millrace-open", move || {
-        open(&path, checked, read_only, &theirs)
-    });
+    let work = move || open(&path, checked, read_only, &theirs);
+    let started = if planted!("bind_opens_on_the_workers") {
+        jobs::start(work)
+    } else {
+        jobs::start_alone("millrace-open", work)
+    };
     let hole = started.map_err(|failed| error::raise(py, &failed))?;
     let opening = Opening { hole, wanted };
     Ok(Operation::new("open", Source::Job(Arc::new(opening))))
@@ -109,6 +113,7 @@ fn open(
 }
 
 fn show(py: Python<'_>, shared: Arc<Shared>) -> PyResult<Py<PyAny>> {
+    exit::enlist(&shared);
     Ok(Py::new(py, Log::of(shared))?.into_any())
 }
 

@@ -25,6 +25,7 @@ use millrace_core::{
     epoch::Kind,
     fork::Origin,
     ids::Lsn,
+    planted,
     sync::lock,
     wal::{
         Level,
@@ -234,7 +235,7 @@ impl Operation {
         match self.take() {
             State::Fresh(Source::InLine { pending, .. })
             | State::Begun(Source::InLine { pending, .. })
-                if pending.cancel() =>
+                if !planted!("bind_stays_in_line") && pending.cancel() =>
             {
                 free(&pending);
             }
@@ -250,7 +251,7 @@ impl Operation {
             State::Waiting {
                 hold: Some(Hold::Line(line)),
                 ..
-            } if line.pending.cancel() => {
+            } if !planted!("bind_stays_in_line") && line.pending.cancel() => {
                 line.port.forget_admission(&line.log, line.number);
                 free(&line.pending);
             }
@@ -398,7 +399,8 @@ fn is_fair() -> bool {
     let row = ROW.get();
     let (count, now) = (row.count + 1, Instant::now());
     let since = row.since.unwrap_or(now);
-    let is_fair = count < FAIR && now.duration_since(since) < FAIR_TIME;
+    let is_fair =
+        count < FAIR && now.duration_since(since) < FAIR_TIME || planted!("bind_row_never_ends");
     let row = Row {
         count,
         since: Some(since),

@@ -13,7 +13,7 @@ use millrace_core::{
 };
 use pyo3::prelude::*;
 
-use crate::{door, error, shared::Shared};
+use crate::{door, error, gate, shared::Shared};
 
 /// A thread that sleeps until its append leaves the line.
 #[derive(Default)]
@@ -50,6 +50,8 @@ pub fn append(
     payload: Payload,
     timeout: Option<Duration>,
 ) -> PyResult<(Lsn, Option<Duration>)> {
+    // The exit closes the log, which ends this wait, and then there is an error to be made.
+    let _inside = gate::enter(py);
     let started = Instant::now();
     let sleeper = Arc::new(Sleeper::default());
     let wake: Arc<dyn Wake> = Arc::<Sleeper>::clone(&sleeper);

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use millrace_core::{
@@ -15,6 +16,8 @@ use millrace_core::{
     sync::{Wake, lock},
     wal::{Log, log::Appender},
 };
+
+use crate::exit::{self, Closes};
 
 /// An open log, where it was opened, and who waits for room on its ring.
 pub struct Shared {
@@ -59,6 +62,24 @@ impl Drop for Shared {
             return;
         }
         self.log.request_close();
+        if let Some(thread) = self.log.take_thread() {
+            exit::wait_for(thread, self.origin);
+        }
+    }
+}
+
+impl Closes for Shared {
+    fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    fn is_over(&self) -> bool {
+        self.log.is_over()
+    }
+
+    fn end_within(&self, _budget: Duration) {
+        // One that failed meanwhile: nobody is left to tell. Who waits for this thread has a bound.
+        let _ = self.log.close();
     }
 }
 

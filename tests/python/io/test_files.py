@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import errno
 import os
+import pickle
 import random
 import resource
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from io_engines import is_open, leased, until
@@ -26,7 +28,7 @@ from millrace import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from io_engines import Engines
     from typing_extensions import Buffer
@@ -220,6 +222,50 @@ def test_an_error_of_a_file_names_the_place(engines: Engines, tmp_path: Path) ->
             assert (error.errno, error.offset, error.requested) == (errno.EBADF, 7, 3)
             assert error.operation == "write"
             assert error.path == str(tmp_path / "f")
+
+    engines.run(main)
+
+
+def test_a_name_that_is_no_text_is_told_byte_for_byte(engines: Engines, tmp_path: Path) -> None:
+    # Whichever operation fails, and wherever its path is told: `os.fsencode` gives the name back,
+    # and the error can still be printed and pickled.
+    folder = os.fsencode(tmp_path)
+    missing, present, pipe = folder + b"/no \xff", folder + b"/yes \xff", folder + b"/pipe \xff"
+    Path(os.fsdecode(present)).touch()
+    os.mkfifo(pipe)
+
+    async def main(io: IoEngine) -> None:
+        file = await io.open(present)
+        full = b"\x00" * 5000
+        calls: list[tuple[bytes, Callable[[], Any]]] = [
+            (missing, lambda: io.open(missing)),
+            (missing, lambda: io.stat(missing)),
+            (missing, lambda: io.unlink(missing)),
+            (missing, lambda: io.rename(missing, present)),
+            (missing, lambda: io.sync_directory(missing)),
+            (pipe, lambda: io.open(pipe)),
+            (present, lambda: io.open(present, "x")),
+            (present, lambda: io.read_at(file, 3, 0)),
+            (present, lambda: io.read_at(file, 100_000, 0)),
+            (present, lambda: io.read_into(file, bytearray(3), 0)),
+            (present, lambda: io.write_at(file, full, 0)),
+            (present, lambda: io.write_at(file, full, 0, sync=True)),
+            (present, lambda: io.truncate(file, 7)),
+            (present, lambda: io.fallocate(file, 7)),
+            (present, lambda: io.sync(file, timeout_s=0)),
+        ]
+        for name, call in calls:
+            with pytest.raises(millrace.Error) as caught:
+                await call()
+            error = pickle.loads(pickle.dumps(caught.value))
+            assert os.fsencode(error.path) == name
+            assert str(error).encode()
+            if isinstance(error, OSError) and error.errno is not None:
+                assert os.fsencode(error.filename) == name
+        await file.close()
+        with pytest.raises(ClosedError) as caught:
+            await io.sync(file)
+        assert os.fsencode(str(caught.value.path)) == present
 
     engines.run(main)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from io_engines import pair, until
 
-from millrace import EndOfStream, IoEngine, IoTimeout
+from millrace import EndOfStream, IoEngine
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -109,21 +109,6 @@ def test_the_part_of_an_exact_receive_is_first_in_line(engines: Engines) -> None
     engines.run(main)
 
 
-def test_the_part_of_one_that_timed_out_is_first_in_line(engines: Engines) -> None:
-    # The same when the engine's own deadline ended it; `done` says how many bytes that is about.
-    async def main(io: IoEngine) -> None:
-        with pair() as (left, right):
-            left.sendall(b"half")
-            with pytest.raises(IoTimeout) as caught:
-                await io.recv(right, 8, exact=True, timeout_s=0.05)
-            assert caught.value.done == 4
-            await until(lambda: io.statistics().in_flight == 0)
-            left.sendall(b"more")
-            assert await io.recv(right, 8, exact=True) == b"halfmore"
-
-    engines.run(main)
-
-
 def test_one_that_stands_in_line_takes_over(engines: Engines) -> None:
     # It waits behind the one that is given up, and gets what that had, though nothing else comes.
     async def main(io: IoEngine) -> None:
@@ -153,6 +138,25 @@ def test_an_answer_that_found_its_task_cancelled(engines: Engines) -> None:
             with pytest.raises(asyncio.CancelledError):
                 receiving.throw(asyncio.CancelledError())
             assert await io.recv(right, 100) == b"kept"
+
+    engines.run(main)
+
+
+def test_an_answer_that_nobody_fetched(engines: Engines) -> None:
+    # The engine had answered, and the loop had not looked yet, when the task was cancelled: the
+    # bytes are not lost between the two.
+    async def main(io: IoEngine) -> None:
+        with pair() as (left, right):
+            for n in range(20):
+                before = io.statistics().completed
+                receiving = asyncio.ensure_future(io.recv(right, 100))
+                await until(lambda: io.statistics().in_flight == 1)
+                left.sendall(b"%d" % n)
+                # Nothing of the loop runs in here.
+                while io.statistics().completed == before:
+                    os.sched_yield()
+                await _give_up(receiving)
+                assert await io.recv(right, 100, timeout_s=10) == b"%d" % n
 
     engines.run(main)
 
@@ -255,7 +259,8 @@ def test_bytes_of_closed_sockets_are_let_go(engines: Engines) -> None:
             assert await io.recv(right, 100_000, exact=True) == bytes(100_000)
             await _leave_part(io, left, right)
             await io.close()
-            assert io.statistics().kept_bytes == 0
+            # A thread of the engine may just be letting go of the socket.
+            await until(lambda: io.statistics().kept_bytes == 0)
 
     engines.run(main)
 

@@ -327,6 +327,26 @@ async def test_a_missing_parent(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_directory_that_is_no_text_is_told_byte_for_byte(tmp_path: Path) -> None:
+    # An error about a log's place has it, and `os.fsencode` gives the name back.
+    missing = os.fsencode(tmp_path) + b"/missing \xff/log"
+    a_file = os.fsencode(tmp_path) + b"/file \xff"
+    Path(os.fsdecode(a_file)).touch()
+    calls: list[Callable[[bytes], Any]] = [
+        Log.open,
+        lambda path: Log.open(path, read_only=True),
+        verify,
+        repair,
+    ]
+    for path in (missing, a_file):
+        for call in calls:
+            with pytest.raises(IoError) as caught:
+                await call(path)
+            assert os.fsencode(str(caught.value.path)) == path
+            assert os.fsencode(caught.value.filename) == path
+            assert str(caught.value).encode()
+
+
 async def test_looking_at_what_is_not_there(directory: Path) -> None:
     # Reading, verifying and repairing create nothing.
     for attempt in (Log.open(directory, read_only=True), verify(directory), repair(directory)):

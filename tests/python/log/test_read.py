@@ -227,10 +227,16 @@ async def test_follow_of_a_lost_directory_ends(directory: Path) -> None:
         assert caught.value.errno == errno.ENOENT
 
 
-async def test_follow_ends_with_the_log(directory: Path) -> None:
-    # A close wakes followers with an error that says so.
+@pytest.mark.parametrize("shown", [0, 1])
+async def test_follow_ends_with_the_log(directory: Path, shown: int) -> None:
+    # A close wakes followers with an error that says so, those who wait for their first record and
+    # those who have had some.
     log = await Log.open(directory)
-    following = asyncio.create_task(anext(log.follow()))
+    for _ in range(shown):
+        await log.append(b"x")
+    records = log.follow(1)
+    assert [(await anext(records)).lsn for _ in range(shown)] == [1] * shown
+    following = asyncio.ensure_future(anext(records))
     await asyncio.sleep(0)
     await log.close()
     with pytest.raises(ClosedError):

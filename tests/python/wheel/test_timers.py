@@ -618,3 +618,40 @@ def test_an_interrupt_in_a_turn_leaves_the_wheel_whole() -> None:
 
     strikes = list(itertools.takewhile(interrupted_at, itertools.count(1)))
     assert len(strikes) >= 4
+
+
+def test_an_interrupt_before_a_turn_leaves_the_wheel_whole() -> None:
+    # Belief: Ctrl-C may also strike when the loop has taken the timer and the turn has not begun;
+    # the next call asks for that turn again, and both what waited and what is new come.
+    wheel = TimeoutWheel()
+    ran: list[int] = []
+
+    def strike(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename == "millrace/turn.py":
+            raise KeyboardInterrupt
+
+    async def interrupted() -> None:
+        wheel.call_later(0.001, ran.append, 1)
+        await asyncio.sleep(60.0)
+
+    async def healed() -> None:
+        wheel.call_later(0.001, ran.append, 2)
+        while len(ran) < 2:
+            await asyncio.sleep(0.001)
+
+    loop = asyncio.new_event_loop()
+    before = sys.gettrace()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sys.settrace(strike)
+            loop.run_until_complete(interrupted())
+        sys.settrace(before)
+        assert (ran, wheel.statistics().turns) == ([], 0)
+        loop.run_until_complete(asyncio.wait_for(healed(), 10.0))
+        assert ran == [1, 2]
+    finally:
+        sys.settrace(before)
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use millrace_core::{
     sim::{
-        Explorer, Fault, Kind, Model, Names, Plan, Report, Settings, Torn, Trouble, Violation, mix,
-        sequence, sequences_count,
+        Explorer, Fault, Kind, Model, Names, Plan, Report, Settings, Torn, Trouble, Verdict,
+        Violation, Watch, mix, sequence, sequences_count,
     },
     wal::{
         open::Manner,
@@ -21,6 +21,8 @@ const ENOSPC: i32 = 28;
 
 /// Most operations of a workload.
 const OPERATIONS: u32 = 6;
+/// All workloads of at most so many operations are run, before others are drawn.
+const SHORT: u32 = 2;
 
 /// One way to run: the log's set-up and the rules of a power cut.
 #[derive(Debug, Clone, Copy)]
@@ -114,13 +116,16 @@ pub const CAMPAIGNS: [Campaign; 8] = [
 /// When to stop.
 #[derive(Debug, Clone, Copy)]
 pub enum Budget {
-    /// After so many distinct states.
+    /// After the workload with which there are so many distinct states.
     States(u64),
     /// After so many workloads.
     Workloads(u64),
-    /// After so much time.
-    Time(Duration),
+    /// After so much time, in the middle of a workload; how far it is, is told now and then.
+    Time(Duration, fn(&str)),
 }
+
+/// How often a run for a time tells how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(20);
 
 /// What came of a campaign.
 #[derive(Debug)]
@@ -130,12 +135,24 @@ pub struct Summary {
     seed: u64,
     report: Report,
     elapsed: Duration,
+    /// The workload in which it was stopped.
+    stopped_in: Option<u64>,
 }
 
 impl Summary {
     /// The counts.
     pub fn report(&self) -> Report {
         self.report
+    }
+
+    /// How long it took.
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
+    /// Whether time was over in the middle of a workload.
+    pub fn is_cut(&self) -> bool {
+        self.stopped_in.is_some()
     }
 
     /// One line.
@@ -149,19 +166,49 @@ impl Summary {
             kills,
             twice,
             faults,
+            tried,
+            known,
             ..
         } = self.report;
         let rate = states as f64 / self.elapsed.as_secs_f64().max(1e-9);
+        let cut = match self.stopped_in {
+            Some(number) => format!(
+                ", cut in workload {number} ({} are of at most {SHORT} operations) with {tried} of \
+                 {known} known states tried",
+                sequences_count(Op::alphabet().len(), SHORT)
+            ),
+            None => String::new(),
+        };
         format!(
             "{} {}: {distinct} distinct states ({states} checked, {rate:.0}/s), {moments} \
              crash points of {workloads} workloads, {lives} nested lives, {kills} kills, {twice} \
-             recovered twice, {faults} faults, seed {}, {:.1} s",
+             recovered twice, {faults} faults, seed {}, {:.1} s{cut}",
             self.item,
             self.campaign.name,
             self.seed,
             self.elapsed.as_secs_f64()
         )
     }
+}
+
+/// The sum of several campaigns, in one line.
+pub fn together(summaries: &[Summary]) -> String {
+    let mut sum = Report::default();
+    summaries.iter().for_each(|one| sum.add(one.report));
+    let elapsed: Duration = summaries.iter().map(|one| one.elapsed).sum();
+    format!(
+        "together: {} campaigns, {} distinct states ({} checked), {} of {} known states tried, {} \
+         kills, {} faults, {} cut by the clock, {:.1} s",
+        summaries.len(),
+        sum.distinct,
+        sum.states,
+        sum.tried,
+        sum.known,
+        sum.kills,
+        sum.faults,
+        summaries.iter().filter(|one| one.is_cut()).count(),
+        elapsed.as_secs_f64()
+    )
 }
 
 /// The plan of a campaign.
@@ -207,7 +254,7 @@ fn workload_of(campaign: Campaign, seed: u64, number: u64) -> Vec<Op> {
 /// The workload with this number: all short ones first, then ones drawn by the seed.
 pub fn workload(seed: u64, number: u64) -> Vec<Op> {
     let alphabet = Op::alphabet();
-    let short = sequences_count(alphabet.len(), 2);
+    let short = sequences_count(alphabet.len(), SHORT);
     if number < short {
         return sequence(&alphabet, number);
     }
@@ -233,9 +280,34 @@ impl Budget {
         match self {
             Self::Workloads(count) => workloads >= count,
             Self::States(count) => report.distinct >= count,
-            Self::Time(time) => begin.elapsed() >= time,
+            Self::Time(time, _) => begin.elapsed() >= time,
         }
     }
+}
+
+/// Asked by the explorer before each state: keeps it to its time, and tells how far it is.
+fn watch(item: &'static str, campaign: Campaign, begin: Instant, budget: Budget) -> Watch<'static> {
+    let Budget::Time(share, tell) = budget else {
+        return Box::new(|_| true);
+    };
+    let mut told = begin;
+    Box::new(move |report| {
+        let elapsed = begin.elapsed();
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            tell(&format!(
+                "{item} {}: {} s of {}, {} workloads, {} distinct states, {} of {} known states",
+                campaign.name,
+                elapsed.as_secs(),
+                share.as_secs(),
+                report.workloads,
+                report.distinct,
+                report.tried,
+                report.known,
+            ));
+        }
+        elapsed < share
+    })
 }
 
 fn failure(item: &str, campaign: Campaign, seed: u64, number: u64, error: &Violation) -> String {
@@ -246,6 +318,66 @@ fn failure(item: &str, campaign: Campaign, seed: u64, number: u64, error: &Viola
     )
 }
 
+/// A campaign that is being run.
+struct Run<'a> {
+    item: &'static str,
+    campaign: Campaign,
+    seed: u64,
+    begin: Instant,
+    budget: Budget,
+    explorer: Explorer<'a, Trial>,
+    /// Workloads gone through.
+    done: u64,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        item: &'static str,
+        trial: &'a Trial,
+        plan: Plan,
+        (campaign, seed, budget): (Campaign, u64, Budget),
+    ) -> Self {
+        let begin = Instant::now();
+        let watch = watch(item, campaign, begin, budget);
+        Self {
+            item,
+            campaign,
+            seed,
+            begin,
+            budget,
+            explorer: Explorer::new(trial, plan).watched(watch),
+            done: 0,
+        }
+    }
+
+    fn is_spent(&self) -> bool {
+        let report = &self.explorer.report;
+        self.explorer.is_stopped() || self.budget.is_spent(self.begin, report, self.done)
+    }
+
+    /// Goes through workloads from number `first` on, each as `one` says.
+    fn go(
+        mut self,
+        first: u64,
+        mut one: impl FnMut(&mut Self, u64) -> Verdict,
+    ) -> Result<Summary, String> {
+        while !self.is_spent() {
+            let number = first + self.done;
+            one(&mut self, number)
+                .map_err(|error| failure(self.item, self.campaign, self.seed, number, &error))?;
+            self.done += u64::from(!self.explorer.is_stopped());
+        }
+        Ok(Summary {
+            item: self.item,
+            campaign: self.campaign,
+            seed: self.seed,
+            report: self.explorer.report,
+            elapsed: self.begin.elapsed(),
+            stopped_in: self.explorer.is_stopped().then_some(first + self.done),
+        })
+    }
+}
+
 /// T1 and T2: workloads from number `first` on, until the budget is spent. The error is one line
 /// that says what broke and how to see it again.
 pub fn crashes(
@@ -254,24 +386,10 @@ pub fn crashes(
     first: u64,
     budget: Budget,
 ) -> Result<Summary, String> {
-    const ITEM: &str = "crashes";
-    let begin = Instant::now();
     let trial = trial(campaign);
-    let mut explorer = Explorer::new(&trial, plan(campaign, seed));
-    let mut number = first;
-    while !budget.is_spent(begin, &explorer.report, number - first) {
-        explorer
-            .workload(&workload_of(campaign, seed, number))
-            .map_err(|error| failure(ITEM, campaign, seed, number, &error))?;
-        number += 1;
-    }
-    let (report, elapsed) = (explorer.report, begin.elapsed());
-    Ok(Summary {
-        item: ITEM,
-        campaign,
-        seed,
-        report,
-        elapsed,
+    let plan = plan(campaign, seed);
+    Run::new("crashes", &trial, plan, (campaign, seed, budget)).go(first, |run, number| {
+        run.explorer.workload(&workload_of(campaign, seed, number))
     })
 }
 
@@ -311,8 +429,6 @@ pub fn faults(
     first: u64,
     budget: Budget,
 ) -> Result<Summary, String> {
-    const ITEM: &str = "faults";
-    let begin = Instant::now();
     let trial = trial(campaign);
     // Few moments lie between a fault and the end of its life, unless it is long: each is also a
     // kill.
@@ -321,41 +437,32 @@ pub fn faults(
         kill_later_one_in: 64,
         ..plan(campaign, seed)
     };
-    let mut explorer = Explorer::new(&trial, plan);
-    let mut number = first;
-    while !budget.is_spent(begin, &explorer.report, number - first) {
+    Run::new("faults", &trial, plan, (campaign, seed, budget)).go(first, |run, number| {
         let ops = match campaign.recycles {
             true => workload_of(campaign, seed, number),
             false => fault_workload(seed, number),
         };
-        for kind in Kind::ALL {
-            for trouble in troubles(kind) {
-                for forever in [false, true] {
-                    let fault = |nth| Fault {
-                        kind,
-                        nth,
-                        forever,
-                        trouble,
-                    };
-                    let mut nth = 1;
-                    while !budget.is_spent(begin, &explorer.report, number - first)
-                        && explorer
-                            .fault(&ops, fault(nth))
-                            .map_err(|error| failure(ITEM, campaign, seed, number, &error))?
-                    {
-                        nth += 1;
-                    }
+        every_fault(run, &ops)
+    })
+}
+
+/// The n-th operation of each kind fails in each way, until it no longer happens.
+fn every_fault(run: &mut Run<'_>, ops: &[Op]) -> Verdict {
+    for kind in Kind::ALL {
+        for trouble in troubles(kind) {
+            for forever in [false, true] {
+                let fault = |nth| Fault {
+                    kind,
+                    nth,
+                    forever,
+                    trouble,
+                };
+                let mut nth = 1;
+                while !run.is_spent() && run.explorer.fault(ops, fault(nth))? {
+                    nth += 1;
                 }
             }
         }
-        number += 1;
     }
-    let (report, elapsed) = (explorer.report, begin.elapsed());
-    Ok(Summary {
-        item: ITEM,
-        campaign,
-        seed,
-        report,
-        elapsed,
-    })
+    Ok(())
 }

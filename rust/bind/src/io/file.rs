@@ -34,12 +34,12 @@ pub struct OpenFile {
 }
 
 impl OpenFile {
-    pub fn new(engine: Arc<Shared>, file: io::File, path: PathBuf) -> Self {
+    pub fn new(engine: Arc<Shared>, file: io::File, path: Arc<Path>) -> Self {
         Self {
             engine,
             file: Mutex::new(Some(file)),
             warmth: Warmth::default(),
-            path: path.into(),
+            path,
         }
     }
 
@@ -49,8 +49,7 @@ impl OpenFile {
     }
 
     fn closed(&self) -> Error {
-        Error::new(ErrorKind::Closed, "the file is closed")
-            .with_text("path", self.path.display().to_string())
+        Error::new(ErrorKind::Closed, "the file is closed").with_path(&*self.path)
     }
 
     fn is_open(&self) -> bool {
@@ -135,8 +134,14 @@ impl File {
             door::detached(py, move || drop(file));
             return Ok(Operation::new("close", Source::Known(py.None())));
         }
-        let wanted = Wanted::Done(self.open.place(None, None));
-        engine.start(py, "close", Ask::Close { file }, None, wanted)
+        let place = self.open.place(None, None);
+        engine.start(
+            py,
+            "close",
+            Ask::Close { file },
+            None,
+            (Wanted::Done, place),
+        )
     }
 
     /// Somebody has it now: dropping it without a close deserves a warning.

@@ -10,7 +10,6 @@
 //! ```
 
 mod arguments;
-mod exit;
 mod file;
 mod guest;
 mod inbox;
@@ -43,7 +42,6 @@ use file::OpenFile;
 use outcome::{Place, Wanted};
 use shared::Shared;
 
-pub use exit::close_engines;
 pub use file::File;
 pub use guest::Visit;
 pub use memory::EngineBuffer;
@@ -62,7 +60,7 @@ impl IoEngine {
         let numbers: open::Numbers = settings.extract()?;
         let opened = door::detached(py, || numbers.open().and_then(Shared::new));
         let shared = opened.map_err(|failed| error::raise_io(py, &failed))?;
-        exit::enlist(&shared);
+        crate::exit::enlist(&shared);
         Ok(Self { shared })
     }
 
@@ -84,7 +82,7 @@ impl IoEngine {
             flags |= libc::O_DIRECT;
         }
         let mode = permissions;
-        let wanted = Wanted::File(path.clone());
+        let wanted = (Wanted::File, Place::path(path.as_path()));
         let ask = Ask::Open { path, flags, mode };
         self.shared.start(py, "open", ask, timeout, wanted)
     }
@@ -133,7 +131,7 @@ impl IoEngine {
                 return Ok(self.cached(open, bytes, (length, offset), partial));
             }
         }
-        let wanted = Wanted::Bytes(open.place(Some(offset), Some(length as u64)));
+        let wanted = (Wanted::Bytes, open.place(Some(offset), Some(length as u64)));
         let ask = Ask::Read {
             file,
             offset,
@@ -176,8 +174,8 @@ impl IoEngine {
         };
         let place = open.place(Some(offset), Some(length as u64));
         let wanted = match engine_buffer {
-            Some(mine) => Wanted::Moved(place, mine.get().reserve()?),
-            None => Wanted::Copied(place, buffer.clone().unbind()),
+            Some(mine) => Wanted::Moved(mine.get().reserve()?),
+            None => Wanted::Copied(buffer.clone().unbind()),
         };
         let ask = Ask::Read {
             file,
@@ -185,7 +183,8 @@ impl IoEngine {
             length,
             partial,
         };
-        self.shared.start(py, "read_into", ask, timeout, wanted)
+        self.shared
+            .start(py, "read_into", ask, timeout, (wanted, place))
     }
 
     /// Return a read-only buffer of *size* bytes in the engine's memory, for `read_into`.
@@ -225,7 +224,7 @@ impl IoEngine {
         let (file, open) = self.lend(py, file)?;
         let buffers = buffer::pieces(data)?;
         let length: usize = buffers.iter().map(|buffer| buffer.len()).sum();
-        let wanted = Wanted::Count(open.place(Some(offset), Some(length as u64)));
+        let wanted = (Wanted::Count, open.place(Some(offset), Some(length as u64)));
         if buffers.is_empty() {
             let nothing = Ok(Reply::Count(0));
             return Ok(self.shared.answered("write_at", nothing, wanted));
@@ -256,7 +255,7 @@ impl IoEngine {
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let (file, open) = self.lend(py, file)?;
-        let wanted = Wanted::Done(open.place(None, None));
+        let wanted = (Wanted::Done, open.place(None, None));
         let ask = Ask::Sync { file, data_only };
         self.shared.start(py, "sync", ask, timeout, wanted)
     }
@@ -284,10 +283,10 @@ impl IoEngine {
         let socket = self.socket(py, sock)?;
         let length = buffers.iter().map(|buffer| buffer.len()).sum();
         if buffers.is_empty() {
-            let wanted = Wanted::Count(Place::default());
+            let wanted = (Wanted::Count, Place::default());
             return Ok(self.shared.answered("send", Ok(Reply::Count(0)), wanted));
         }
-        let wanted = Wanted::Sent(Place::of(length), socket.clone());
+        let wanted = (Wanted::Sent(socket.clone()), Place::of(length));
         let ask = Ask::Send { socket, buffers };
         self.shared.start(py, "send", ask, timeout, wanted)
     }
@@ -320,7 +319,7 @@ impl IoEngine {
             return Err(PyValueError::new_err("length must be at least 1"));
         }
         let socket = self.socket(py, sock)?;
-        let wanted = Wanted::Received(Place::of(length), socket.clone());
+        let wanted = (Wanted::Received(socket.clone()), Place::of(length));
         let ask = Ask::Recv {
             socket,
             length,
@@ -346,7 +345,7 @@ impl IoEngine {
             return Err(PyValueError::new_err("length must be at least 1"));
         }
         let (file, open) = self.lend(py, file)?;
-        let wanted = Wanted::Done(open.place(None, Some(length)));
+        let wanted = (Wanted::Done, open.place(None, Some(length)));
         let ask = Ask::Allocate { file, length };
         self.shared.start(py, "fallocate", ask, timeout, wanted)
     }
@@ -365,7 +364,7 @@ impl IoEngine {
         let timeout = timeout(timeout_s)?;
         let length = count("length", length)?;
         let (file, open) = self.lend(py, file)?;
-        let wanted = Wanted::Done(open.place(None, Some(length)));
+        let wanted = (Wanted::Done, open.place(None, Some(length)));
         let ask = Ask::Truncate { file, length };
         self.shared.start(py, "truncate", ask, timeout, wanted)
     }
@@ -383,7 +382,7 @@ impl IoEngine {
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let (from, to) = (location("source", source)?, location("target", target)?);
-        let wanted = Wanted::Done(Place::path(from.as_path()));
+        let wanted = (Wanted::Done, Place::path(from.as_path()));
         let ask = Ask::Rename { from, to };
         self.shared.start(py, "rename", ask, timeout, wanted)
     }
@@ -400,7 +399,7 @@ impl IoEngine {
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let path = location("path", path)?;
-        let wanted = Wanted::Done(Place::path(path.as_path()));
+        let wanted = (Wanted::Done, Place::path(path.as_path()));
         self.shared
             .start(py, "unlink", Ask::Unlink { path }, timeout, wanted)
     }
@@ -425,7 +424,7 @@ impl IoEngine {
             (Ask::StatPath { path }, place)
         };
         self.shared
-            .start(py, "stat", ask, timeout, Wanted::Status(place))
+            .start(py, "stat", ask, timeout, (Wanted::Status, place))
     }
 
     /// Make the names in a directory durable.
@@ -440,7 +439,7 @@ impl IoEngine {
     ) -> PyResult<Operation> {
         let timeout = timeout(timeout_s)?;
         let path = location("path", path)?;
-        let wanted = Wanted::Done(Place::path(path.as_path()));
+        let wanted = (Wanted::Done, Place::path(path.as_path()));
         let ask = Ask::SyncDirectory { path };
         self.shared
             .start(py, "sync_directory", ask, timeout, wanted)
@@ -541,7 +540,7 @@ impl IoEngine {
             return Operation::new("read_at", Source::Known(read.into_any().unbind()));
         }
         let short = ioloop::short_read(got as u64, length as u64);
-        let wanted = Wanted::Bytes(open.place(Some(offset), Some(length as u64)));
+        let wanted = (Wanted::Bytes, open.place(Some(offset), Some(length as u64)));
         self.shared.answered("read_at", Err(short), wanted)
     }
 }

@@ -1,11 +1,12 @@
 //! What becomes of an answer: how each kind of it looks to Python, and where a failed one happened.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
-use millrace_core::{Error, io, ioloop::Reply, planted};
+use millrace_core::{
+    Error, io,
+    ioloop::{Reply, Whereabouts},
+    planted,
+};
 use pyo3::{IntoPyObjectExt, prelude::*};
 
 use super::{
@@ -51,13 +52,24 @@ impl Place {
         }
     }
 
+    /// For the engine's own reports.
+    pub fn whereabouts(&self) -> Whereabouts {
+        Whereabouts {
+            path: self.path.clone(),
+            offset: self.offset,
+        }
+    }
+
     /// Adds what the error does not say itself.
-    fn tell(&self, error: Error) -> Error {
+    pub fn tell(&self, error: Error) -> Error {
+        if planted!("bind_errors_name_no_place") {
+            return error;
+        }
         let says = |key: &str| error.facts().iter().any(|(known, _)| *known == key);
         let (path, offset, requested) = (says("path"), says("offset"), says("requested"));
         let mut error = error;
         if let (false, Some(here)) = (path, &self.path) {
-            error = error.with_text("path", here.display().to_string());
+            error = error.with_path(&**here);
         }
         if let (false, Some(here)) = (offset, self.offset) {
             error = error.with("offset", here);
@@ -72,78 +84,62 @@ impl Place {
 /// What whoever waits wants to have.
 pub enum Wanted {
     /// Nothing but to know that it is done.
-    Done(Place),
+    Done,
     /// How many bytes.
-    Count(Place),
+    Count,
     /// The bytes.
-    Bytes(Place),
+    Bytes,
     /// The bytes, put into something of Python's.
-    Copied(Place, Py<PyAny>),
+    Copied(Py<PyAny>),
     /// The bytes, put into a buffer of the engine's.
-    Moved(Place, Reservation),
+    Moved(Reservation),
     /// How many bytes went out; the socket is kept for as long.
-    Sent(Place, io::File),
+    Sent(io::File),
     /// The bytes that came in; the socket is kept for as long.
-    Received(Place, io::File),
+    Received(io::File),
     /// An open file.
-    File(PathBuf),
+    File,
     /// What is known about a file.
-    Status(Place),
+    Status,
     /// The end of the engine.
     End,
 }
 
 impl Wanted {
-    /// The error, with where it happened.
-    pub fn placed(&self, error: Error) -> Error {
-        match self {
-            _ if planted!("bind_errors_name_no_place") => error,
-            Self::Done(place)
-            | Self::Count(place)
-            | Self::Bytes(place)
-            | Self::Copied(place, _)
-            | Self::Moved(place, _)
-            | Self::Sent(place, _)
-            | Self::Received(place, _)
-            | Self::Status(place) => place.tell(error),
-            Self::File(path) => Place::path(path.as_path()).tell(error),
-            Self::End => error,
-        }
-    }
-
     pub fn show(
         self,
         py: Python<'_>,
         engine: &Arc<Shared>,
-        call: &'static str,
+        (call, place): (&'static str, &Place),
         news: News,
     ) -> PyResult<Py<PyAny>> {
         let reply = match news {
             News::Ended(left) => return CloseReport::of(left).into_py_any(py),
             News::Answer(Err(failed)) => {
-                return Err(error::raise_io(py, &named(self.placed(failed), call)));
+                return Err(error::raise_io(py, &named(place.tell(failed), call)));
             }
             News::Answer(Ok(reply)) => reply,
         };
         match (self, reply) {
-            (Self::Bytes(_) | Self::Received(..), Reply::Bytes { buffer, length }) => {
+            (Self::Bytes | Self::Received(_), Reply::Bytes { buffer, length }) => {
                 Ok(buffer::shown(py, &buffer[..length])?.into_any().unbind())
             }
-            (Self::Copied(_, into), Reply::Bytes { buffer, length }) => {
+            (Self::Copied(into), Reply::Bytes { buffer, length }) => {
                 buffer::copy_out(into.bind(py), &buffer[..length])?;
                 length.into_py_any(py)
             }
-            (Self::Moved(_, reservation), Reply::Bytes { buffer, length }) => {
+            (Self::Moved(reservation), Reply::Bytes { buffer, length }) => {
                 reservation.fill(buffer, length);
                 length.into_py_any(py)
             }
-            (Self::Count(_) | Self::Sent(..), Reply::Count(count)) => count.into_py_any(py),
-            (Self::File(path), Reply::File(file)) => {
+            (Self::Count | Self::Sent(_), Reply::Count(count)) => count.into_py_any(py),
+            (Self::File, Reply::File(file)) => {
+                let path = place.path.clone().unwrap_or_else(|| Path::new("").into());
                 let file = OpenFile::new(Arc::clone(engine), file, path);
                 File::new(file).into_py_any(py)
             }
-            (Self::Status(_), Reply::Status(status)) => FileStatus(status).into_py_any(py),
-            (Self::Done(_), _) => Ok(py.None()),
+            (Self::Status, Reply::Status(status)) => FileStatus(status).into_py_any(py),
+            (Self::Done, _) => Ok(py.None()),
             (_, _) => Err(error::panicked("an answer of another kind")),
         }
     }

@@ -1,10 +1,10 @@
 //! What an engine says about itself, and what it says about files.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use millrace_core::{
     io::{Leftovers, Status},
-    ioloop::Kind,
+    ioloop::{Kind, SlowOperation},
     metrics::Distribution,
 };
 use pyo3::{
@@ -193,19 +193,34 @@ fn distributions<'py>(
 /// Tells the log of operations that take long, or took long and are over.
 pub fn log_slow(py: Python<'_>, engine: &Shared) {
     for slow in engine.handle().slow_operations() {
-        let state = if slow.over { "is over" } else { "goes on" };
-        let arguments = (
-            "slow %s: %.3f s, and it %s",
-            slow.kind.name(),
-            slow.age.as_secs_f64(),
-            state,
-        );
-        let logged = logger(py).and_then(|log| log.call_method1(intern!(py, "warning"), arguments));
-        if let Err(failed) = logged {
+        if let Err(failed) = log(py, &slow) {
             // A handler of the program failed; its own operation did not.
             failed.write_unraisable(py, None);
         }
     }
+}
+
+fn log(py: Python<'_>, slow: &SlowOperation) -> PyResult<()> {
+    let (kind, age) = (slow.kind.name(), slow.age.as_secs_f64());
+    let state = if slow.over { "is over" } else { "goes on" };
+    let path = slow.place.path.as_deref().map(Path::as_os_str);
+    let extra = PyDict::new(py);
+    extra.set_item("operation", kind)?;
+    extra.set_item("path", path)?;
+    extra.set_item("offset", slow.place.offset)?;
+    extra.set_item("age_s", age)?;
+    extra.set_item("is_over", slow.over)?;
+    let options = PyDict::new(py);
+    options.set_item("extra", extra)?;
+    let warning = intern!(py, "warning");
+    let _ = if let Some(path) = path {
+        let arguments = ("slow %s on %r: %.3f s, and it %s", kind, path, age, state);
+        logger(py)?.call_method(warning, arguments, Some(&options))?
+    } else {
+        let arguments = ("slow %s: %.3f s, and it %s", kind, age, state);
+        logger(py)?.call_method(warning, arguments, Some(&options))?
+    };
+    Ok(())
 }
 
 fn logger(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {

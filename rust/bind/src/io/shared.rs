@@ -18,14 +18,14 @@ use millrace_core::{
 use pyo3::prelude::*;
 
 use super::{
-    exit,
     guest::{self, Host},
     inbox::{Inbox, Waiting},
-    outcome::Wanted,
+    outcome::{Place, Wanted},
     sockets::Sockets,
 };
 use crate::{
     error,
+    exit::{self, Closes},
     jobs::Answering,
     loops::LoopPort,
     operation::{Operation, Source},
@@ -83,7 +83,7 @@ impl Shared {
         name: &'static str,
         ask: Ask,
         timeout: Option<Duration>,
-        wanted: Wanted,
+        (wanted, place): (Wanted, Place),
     ) -> PyResult<Operation> {
         let changes_nothing = matches!(
             ask,
@@ -91,7 +91,7 @@ impl Shared {
         );
         let alone = self.under_way() == 0;
         let host = self.host(py)?;
-        let inbox = Inbox::new(&self.under_way);
+        let inbox = Inbox::new(&self.under_way, place);
         let deadline = timeout.map(|timeout| self.handle.now().after(timeout));
         let sink: Arc<dyn Sink> = Arc::<Inbox>::clone(&inbox);
         let submitted = if self.is_guest {
@@ -103,7 +103,7 @@ impl Shared {
             Ok(id) => id,
             Err(refused) => {
                 inbox.discount();
-                return Err(error::raise_io(py, &wanted.placed(refused)));
+                return Err(error::raise_io(py, &inbox.place().tell(refused)));
             }
         };
         let turner = self.urge(py, host, alone);
@@ -118,9 +118,9 @@ impl Shared {
         self: &Arc<Self>,
         name: &'static str,
         answer: Result<Reply>,
-        wanted: Wanted,
+        (wanted, place): (Wanted, Place),
     ) -> Operation {
-        let inbox = Inbox::full(&self.under_way, answer);
+        let inbox = Inbox::full(&self.under_way, place, answer);
         let waiting = Waiting::new(name, Arc::clone(self), inbox, None, wanted);
         Operation::new(name, Source::Job(Arc::new(waiting)))
     }
@@ -132,7 +132,7 @@ impl Shared {
         timeout: Option<Duration>,
     ) -> PyResult<Operation> {
         let host = self.host(py)?;
-        let inbox = Inbox::new(&self.under_way);
+        let inbox = Inbox::new(&self.under_way, Place::default());
         // It waits for the others: nobody shall take it for one of them.
         inbox.discount();
         let listener = Arc::new(Ending {
@@ -186,14 +186,6 @@ impl Shared {
         }
     }
 
-    /// Closes on a plain thread, which waits.
-    pub fn end_within(&self, budget: Duration) {
-        if let Some(engine) = self.engine() {
-            // One that failed meanwhile: nobody is left to tell.
-            let _ = engine.close(Some(budget));
-        }
-    }
-
     /// Fails with `Forked` in a child, with `Closed` after a close.
     pub fn check(&self) -> Result<()> {
         self.origin.check()?;
@@ -205,6 +197,23 @@ impl Shared {
                 Err(Error::new(ErrorKind::Closed, "the I/O engine is closed"))
             }
             None => Ok(()),
+        }
+    }
+}
+
+impl Closes for Shared {
+    fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    fn is_over(&self) -> bool {
+        self.handle.is_over()
+    }
+
+    fn end_within(&self, budget: Duration) {
+        if let Some(engine) = self.engine() {
+            // One that failed meanwhile: nobody is left to tell.
+            let _ = engine.close(Some(budget));
         }
     }
 }

@@ -8,8 +8,9 @@
 //! # Always true
 //!
 //! 1. While something waits, the loop's timer is armed for no later than the first deadline, or a
-//!    turn is under way. It is armed anew only when a deadline comes before it, or after a turn;
-//!    a cancel never touches it, so after one there may be a single wake-up in vain.
+//!    turn is under way. It is armed anew only when a deadline comes before it, after a turn, or
+//!    when its time has passed and no turn has come; a cancel never touches it, so after one there
+//!    may be a single wake-up in vain.
 //! 2. No Python call is made, nothing is allocated in Python and no reference is dropped while
 //!    the state is locked.
 //! 3. Everything happens on the thread of the loop that the wheel belongs to: the one that used
@@ -57,6 +58,9 @@ use turn::Turn;
 const UNARMED: Mono = Mono(u64::MAX);
 /// A turn is under way and will arm the timer itself.
 const TURNING: Mono = Mono(0);
+/// How long a turn that was asked for again, because its time had passed, may stay away before it
+/// is asked for once more.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What waits in the wheel.
 struct Timer {
@@ -86,6 +90,8 @@ struct State {
     captured: Captured,
     /// For when the loop's timer is armed.
     armed: Mono,
+    /// When a turn that stayed away was asked for again.
+    missed_at: Option<Mono>,
     timer: Option<Py<PyAny>>,
     is_closed: bool,
     turns: u64,
@@ -140,6 +146,7 @@ impl TimeoutWheel {
             home: None,
             captured: Captured::default(),
             armed: UNARMED,
+            missed_at: None,
             timer: None,
             is_closed: false,
             turns: 0,
@@ -216,14 +223,14 @@ impl TimeoutWheel {
         if delay.is_zero() {
             return Ok((None, None));
         }
-        let deadline = home.now(py)?.after(delay);
+        let now = home.now(py)?;
         let create = intern!(py, "create_future");
         let future = home.event_loop().bind(py).call_method0(create)?;
         let timer = Timer {
             what: future.clone().unbind(),
             context: None,
         };
-        let key = schedule(slf, &home, deadline, timer)?;
+        let key = schedule(slf, &home, (now, now.after(delay)), timer)?;
         let core = Arc::clone(core);
         Ok((Some(future), Some(Handle { core, key })))
     }
@@ -319,6 +326,22 @@ impl Drop for TimeoutWheel {
     }
 }
 
+impl State {
+    /// Whether the time of the loop's timer has passed and no turn has come: the loop is late, or
+    /// an interrupt has hit it between the timer and the turn. The turn is asked for again then.
+    #[inline]
+    fn is_missed(&mut self, now: Mono) -> bool {
+        if now < self.armed || self.armed == TURNING {
+            return false;
+        }
+        let is_asked = self.missed_at.is_some_and(|at| now < at.after(PATIENCE));
+        if !is_asked {
+            self.missed_at = Some(now);
+        }
+        !is_asked
+    }
+}
+
 impl Core {
     fn here(&self, py: Python<'_>) -> PyResult<()> {
         self.origin
@@ -378,9 +401,10 @@ fn arm_call(
     let what = with_arguments(callback, args)?;
     let core = &slf.get().core;
     let home = core.home(py)?;
-    let deadline = home.now(py)?.after(delay);
+    let now = home.now(py)?;
     let context = Some(wrap(context::capture(py, core)?)?);
-    let key = schedule(slf, &home, deadline, Timer { what, context })?;
+    let timer = Timer { what, context };
+    let key = schedule(slf, &home, (now, now.after(delay)), timer)?;
     Ok(Handle {
         core: Arc::clone(core),
         key,
@@ -392,7 +416,7 @@ fn arm_call(
 fn schedule(
     slf: &Bound<'_, TimeoutWheel>,
     home: &Arc<Home>,
-    deadline: Mono,
+    (now, deadline): (Mono, Mono),
     timer: Timer,
 ) -> PyResult<Key> {
     let core = &slf.get().core;
@@ -410,6 +434,7 @@ fn schedule(
         .wheel
         .next_deadline()
         .is_some_and(|next| next < state.armed);
+    let is_first = is_first || state.is_missed(now);
     drop(state);
     let key = armed.map_err(|_| error::raise(slf.py(), &end_of_time()))?;
     if is_first && let Err(failed) = turn::arm(slf, home) {

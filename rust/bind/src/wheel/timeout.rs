@@ -169,14 +169,15 @@ impl Timeout {
         let Some(deadline) = lock(&this.inner).deadline else {
             return Ok(());
         };
-        if deadline <= home.now(py)? {
+        let now = home.now(py)?;
+        if deadline <= now {
             return this.call_soon(slf, home.event_loop().bind(py));
         }
         let timer = Timer {
             what: slf.clone().into_any().unbind(),
             context: None,
         };
-        let key = schedule(this.wheel.bind(py), home, deadline, timer)?;
+        let key = schedule(this.wheel.bind(py), home, (now, deadline), timer)?;
         lock(&this.inner).key = Some(key);
         Ok(())
     }

@@ -66,6 +66,7 @@ impl Turn {
         };
         state.turns += 1;
         let armed = std::mem::replace(&mut state.armed, TURNING);
+        state.missed_at = None;
         let fired = state.timer.take();
         drop(state);
         drop(fired);

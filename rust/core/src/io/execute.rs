@@ -374,25 +374,27 @@ fn explained(error: Error, dir: RawFd, path: &CStr, name: &str) -> Error {
 }
 
 fn open_dir(path: &Path, create: bool) -> Result<File> {
+    find_or_make_dir(path, create).map_err(|error| error.with_path(path))
+}
+
+fn find_or_make_dir(path: &Path, create: bool) -> Result<File> {
     let place = CString::new(path.as_os_str().as_bytes())
         .map_err(|_| Error::invalid("a path with a zero byte in it"))?;
-    let shown = || path.display().to_string();
     let created = create
         && match sys::make_dir(&place) {
             Ok(()) => true,
             Err(Errno(libc::EEXIST)) => false,
-            Err(errno) => return named(Err(errno), "mkdir", &shown()),
+            Err(errno) => return told(Err(errno), "mkdir"),
         };
     let how = libc::O_RDONLY | libc::O_DIRECTORY;
-    let fd = named(
+    let fd = told(
         retry(|| sys::open_at(libc::AT_FDCWD, &place, how, 0)),
         "open",
-        &shown(),
     )?;
     if created {
         told(sys::set_mode(fd.as_raw_fd(), 0o700), "fchmod")?;
     }
-    check_owner(fd.as_raw_fd()).map_err(|error| error.with_text("path", shown()))?;
+    check_owner(fd.as_raw_fd())?;
     if create {
         sync_parent(path, &fd, created)?;
     }

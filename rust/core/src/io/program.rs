@@ -70,13 +70,13 @@ pub(crate) fn terminated(path: &Path) -> Result<CString> {
 }
 
 pub(crate) fn about<T>(answer: Sys<T>, operation: &'static str, path: &Path) -> Result<T> {
-    told(answer, operation).map_err(|error| error.with_text("path", path.display().to_string()))
+    told(answer, operation).map_err(|error| error.with_path(path))
 }
 
 /// See [`Op::OpenPath`].
 fn open(path: &Path, flags: i32, mode: u32) -> Result<File> {
     let place = terminated(path)?;
-    let shown = |error: Error| error.with_text("path", path.display().to_string());
+    let shown = |error: Error| error.with_path(path);
     let as_told = |flags| sys::open_at(libc::AT_FDCWD, &place, flags, mode);
     let at_once = flags & libc::O_NONBLOCK != 0;
     let opened = match retry_interrupted(|| as_told(flags)) {
@@ -94,8 +94,7 @@ fn open(path: &Path, flags: i32, mode: u32) -> Result<File> {
 /// Makes what was opened with `flags` what was asked for. Waits for nothing.
 pub(crate) fn settle(fd: OwnedFd, path: &Path, flags: i32) -> Result<File> {
     if flags & libc::O_NONBLOCK != 0 {
-        require_positions(&fd)
-            .map_err(|error| error.with_text("path", path.display().to_string()))?;
+        require_positions(&fd).map_err(|error| error.with_path(path))?;
     }
     Ok(File::from_fd(fd))
 }

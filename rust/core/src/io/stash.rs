@@ -16,6 +16,12 @@
 //!    brought before it lets the next one on that socket begin.
 //! 2. An answer that was given and then found nobody is put back only if no later receive was
 //!    begun: its bytes would come in the wrong place.
+//! 3. It holds at most as many bytes as the largest receive asked for that was given up: a receive
+//!    takes what is here before it asks the kernel, and gives back at most what it asked for.
+//!
+//! So there is no limit of our own. What is kept lay in the memory of that receive just before, and
+//! to drop some of it would be a hole in the stream. All stashes together are bounded by the
+//! sockets that are open, as are the buffers that the kernel has for them.
 
 use std::sync::{
     Arc, Mutex,

@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, sync::Mutex, time::Duration};
 
-use super::request::{Id, Kind};
+use super::{
+    request::{Id, Kind},
+    sink::Whereabouts,
+};
 use crate::{
     clock::Mono,
     metrics::{Distribution, Histogram},
@@ -13,12 +16,14 @@ use crate::{
 const EVENTS_MAX: usize = 128;
 
 /// An operation that took longer than the settings call slow, or still does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlowOperation {
     /// Which submission.
     pub id: Id,
     /// Its kind.
     pub kind: Kind,
+    /// Which file it is about, as far as its sink knows.
+    pub place: Whereabouts,
     /// How long the backend had it when this was noted.
     pub age: Duration,
     /// It is over; before that it was noted once as under way.

@@ -70,7 +70,7 @@ pub(crate) mod tests;
 pub use handle::Handle;
 pub use metrics::{SlowOperation, Statistics};
 pub use request::{Ask, Id, Kind, Reply, short_read};
-pub use sink::{Answered, Sink};
+pub use sink::{Answered, Sink, Whereabouts};
 pub use turn::{IoLoop, Turned};
 
 use crate::error::{Error, Result};

@@ -1,5 +1,7 @@
 //! Where answers go.
 
+use std::{path::Path, sync::Arc};
+
 use super::request::{Id, Reply};
 use crate::{error::Result, io::Leftovers};
 
@@ -12,6 +14,15 @@ pub struct Answered {
     pub tag: u64,
     /// What came of it.
     pub result: Result<Reply>,
+}
+
+/// Where a request takes place.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The file or directory.
+    pub path: Option<Arc<Path>>,
+    /// From where on in it.
+    pub offset: Option<u64>,
 }
 
 /// Takes answers, on the thread that turns the loop. Never waits, never panics, and does not call
@@ -30,5 +41,12 @@ pub trait Sink: Send + Sync {
     /// [`Handle::slow_operations`](super::Handle::slow_operations).
     fn slow(&self, tag: u64) {
         let _ = tag;
+    }
+
+    /// Where the request with this number takes place. Nobody asks before it has become slow, or
+    /// its waiter leaves while it goes on.
+    fn whereabouts(&self, tag: u64) -> Whereabouts {
+        let _ = tag;
+        Whereabouts::default()
     }
 }

@@ -42,6 +42,7 @@ impl IoLoop {
                 self.shared.metrics.note(SlowOperation {
                     id,
                     kind,
+                    place: row.whereabouts(),
                     age,
                     over: false,
                     at: now,
@@ -61,6 +62,7 @@ impl IoLoop {
         self.shared.metrics.note(SlowOperation {
             id: row.id,
             kind: row.traits.kind,
+            place: row.whereabouts(),
             age: now.since(since),
             over,
             at: now,

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use super::{
     request::{Ask, Id, Lane, Traits},
-    sink::Sink,
+    sink::{Sink, Whereabouts},
 };
 use crate::{
     clock::Mono,
@@ -49,6 +49,8 @@ pub(super) struct Row {
     /// Of a receive in flight: where an answer goes that comes for nobody, unless the backend sees
     /// to that.
     pub stash: Option<Arc<Stash>>,
+    /// Where it takes place, of one that went on when its waiter left.
+    place: Option<Box<Whereabouts>>,
     /// When it was asked for.
     pub asked_at: Mono,
     state: State,
@@ -121,6 +123,7 @@ impl Row {
             waiter,
             timer: None,
             stash: None,
+            place: None,
             asked_at,
             state: State::Waiting(ask),
         }
@@ -131,6 +134,25 @@ impl Row {
         match &self.state {
             State::InFlight(flight) => Some(flight.since),
             State::Waiting(_) => None,
+        }
+    }
+
+    /// The waiter leaves. If it waited for storage, which may take its time over the rest, it says
+    /// where that is.
+    pub(super) fn leave(&mut self) -> Option<Waiter> {
+        let waiter = self.waiter.take()?;
+        if self.traits.kind.is_storage() && !planted!("ioloop_slow_orphans_are_nowhere") {
+            self.place = Some(Box::new(waiter.sink.whereabouts(waiter.tag)));
+        }
+        Some(waiter)
+    }
+
+    /// Where it takes place.
+    pub(super) fn whereabouts(&self) -> Whereabouts {
+        match (&self.waiter, &self.place) {
+            (Some(waiter), _) => waiter.sink.whereabouts(waiter.tag),
+            (None, Some(place)) => Whereabouts::clone(place),
+            (None, None) => Whereabouts::default(),
         }
     }
 
@@ -252,16 +274,13 @@ impl Table {
             return Forgotten::Nothing;
         };
         let changes = row.traits.changes && !planted!("ioloop_forget_drops_writes");
-        match (&mut row.state, changes) {
-            (State::Waiting(_), false) => {
-                self.free(key).map_or(Forgotten::Nothing, Forgotten::Left)
-            }
-            (_, true) => {
-                row.waiter = None;
-                Forgotten::GoesOn
-            }
-            (State::InFlight(_), false) if row.waiter.take().is_some() => Forgotten::Cancel,
-            (State::InFlight(_), false) => Forgotten::Nothing,
+        if matches!(row.state, State::Waiting(_)) && !changes {
+            return self.free(key).map_or(Forgotten::Nothing, Forgotten::Left);
+        }
+        match (row.leave(), changes) {
+            (_, true) => Forgotten::GoesOn,
+            (Some(_), false) => Forgotten::Cancel,
+            (None, false) => Forgotten::Nothing,
         }
     }
 

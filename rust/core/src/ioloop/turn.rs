@@ -337,7 +337,7 @@ impl IoLoop {
     fn on_patience_spent(&mut self, key: Token) {
         if let Some(row) = self.table.get(key) {
             row.timer = None;
-            let (id, waiter, changes) = (row.id, row.waiter.take(), row.traits.changes);
+            let (id, waiter, changes) = (row.id, row.leave(), row.traits.changes);
             if planted!("ioloop_frees_at_the_timeout") {
                 self.table.finish(key);
             }

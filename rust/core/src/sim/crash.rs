@@ -220,21 +220,26 @@ impl CrashPoint {
     }
 
     /// Visits every legal state whose image is not in `seen`, with the image's fingerprint; stops
-    /// when `visit` says so.
+    /// when `visit` says so. How many it came to and had done with, seen or not.
     /// `salt` is mixed into the fingerprints, for callers to whom equal images may differ.
     pub fn states(
         &self,
         salt: u64,
         seen: &RefCell<Seen>,
         visit: &mut dyn FnMut(&Image, u64, &Digits) -> bool,
-    ) -> bool {
+    ) -> u64 {
+        let mut tried = 0;
         let mut fresh = |digits: &Digits| {
             let image = self.image(digits);
             let mark = image.fingerprint();
-            !seen.borrow_mut().insert(mark ^ mix(salt)) || visit(&image, mark, digits)
+            let goes_on =
+                !seen.borrow_mut().insert(mark ^ mix(salt)) || visit(&image, mark, digits);
+            tried += u64::from(goes_on);
+            goes_on
         };
         if self.combinations() <= COMPLETE {
-            return self.all(&mut fresh);
+            self.all(&mut fresh);
+            return tried;
         }
         let plans = [
             Self::extremes as fn(&Self, &mut dyn FnMut(&Digits) -> bool) -> bool,
@@ -243,7 +248,22 @@ impl CrashPoint {
             Self::operations,
             Self::by_chance,
         ];
-        plans.iter().all(|plan| plan(self, &mut fresh))
+        plans.iter().all(|plan| plan(self, &mut fresh));
+        tried
+    }
+
+    /// How many [`states`](Self::states) comes to when nobody stops it.
+    pub fn states_count(&self) -> u64 {
+        let combinations = self.combinations();
+        if combinations <= COMPLETE {
+            return combinations;
+        }
+        let choices = self.choices.len();
+        let singles: usize = (0..choices)
+            .map(|place| 2 * usize::from(self.options(place)))
+            .sum();
+        let operations = 1 << self.latest_operations().len();
+        (2 + singles + choices + operations + BY_CHANCE) as u64
     }
 
     fn options(&self, place: usize) -> u16 {
@@ -298,8 +318,7 @@ impl CrashPoint {
         })
     }
 
-    /// Every subset of the latest eight operations, each done entirely or not at all.
-    fn operations(&self, visit: &mut dyn FnMut(&Digits) -> bool) -> bool {
+    fn latest_operations(&self) -> Vec<u64> {
         let mut groups: Vec<u64> = self
             .choices
             .iter()
@@ -307,7 +326,12 @@ impl CrashPoint {
             .collect();
         groups.sort_unstable();
         groups.dedup();
-        let latest = groups.split_off(groups.len().saturating_sub(8));
+        groups.split_off(groups.len().saturating_sub(8))
+    }
+
+    /// Every subset of the latest eight operations, each done entirely or not at all.
+    fn operations(&self, visit: &mut dyn FnMut(&Digits) -> bool) -> bool {
+        let latest = self.latest_operations();
         (0..1_u32 << latest.len()).all(|subset| {
             let is_done = |group: &u64| match latest.iter().position(|one| one == group) {
                 Some(place) => subset >> place & 1 == 1,

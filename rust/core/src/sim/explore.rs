@@ -11,6 +11,8 @@
 //! 1. The same plan and the same operations visit the same states in the same order.
 //! 2. A workload's first life is stopped only within its last operation: the moments before
 //!    belong to the workload without it.
+//! 3. Who watches is asked before every state, every kill and every life. Once he has said stop,
+//!    nothing more is begun, and the report says how much of what was known was tried.
 
 use std::{cell::RefCell, fmt::Debug, rc::Rc, sync::Arc, time::Duration};
 
@@ -213,6 +215,10 @@ pub struct Report {
     pub twice: u64,
     /// Operations that failed on order.
     pub faults: u64,
+    /// States that the moments found so far stand for, equal ones included.
+    pub known: u64,
+    /// Of these, those whose image was made; all of them, unless the run was stopped.
+    pub tried: u64,
     /// Tells this history from others: the same plan and workloads give the same.
     pub digest: u64,
 }
@@ -228,9 +234,14 @@ impl Report {
         self.kills += other.kills;
         self.twice += other.twice;
         self.faults += other.faults;
+        self.known += other.known;
+        self.tried += other.tried;
         self.digest = mix(self.digest ^ other.digest);
     }
 }
+
+/// Is told how far an explorer is; whether it should go on.
+pub type Watch<'a> = Box<dyn FnMut(&Report) -> bool + 'a>;
 
 /// Visits states and counts them.
 pub struct Explorer<'a, S: Subject> {
@@ -238,6 +249,8 @@ pub struct Explorer<'a, S: Subject> {
     plan: Plan,
     images: Seen,
     visited: Rc<RefCell<Seen>>,
+    watch: Option<Watch<'a>>,
+    is_stopped: bool,
     /// So far.
     pub report: Report,
 }
@@ -250,14 +263,35 @@ impl<'a, S: Subject> Explorer<'a, S> {
             plan,
             images: Seen::default(),
             visited: Rc::default(),
+            watch: None,
+            is_stopped: false,
             report: Report::default(),
         }
+    }
+
+    /// The same, watched: it stops in the middle when `watch` says so.
+    #[must_use]
+    pub fn watched(mut self, watch: Watch<'a>) -> Self {
+        self.watch = Some(watch);
+        self
+    }
+
+    /// Whether it was told to stop.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped
+    }
+
+    fn goes_on(&mut self) -> bool {
+        if let Some(watch) = self.watch.as_mut().filter(|_| !self.is_stopped) {
+            self.is_stopped = !watch(&self.report);
+        }
+        !self.is_stopped
     }
 
     /// What `ops` do when `fault` happens in their life, and every crash after it. Whether the
     /// fault happened.
     pub fn fault(&mut self, ops: &[S::Op], fault: Fault) -> Verdict<bool> {
-        self.report.workloads += 1;
+        self.begin_workload();
         let disk = SimDisk::new(self.plan.settings);
         disk.with(|world| world.faults.order(fault));
         self.life(&disk, Ledger::default(), ops, 0)
@@ -269,17 +303,24 @@ impl<'a, S: Subject> Explorer<'a, S> {
 
     /// Every crash within the last of `ops`, and what follows from it.
     pub fn workload(&mut self, ops: &[S::Op]) -> Verdict {
-        self.report.workloads += 1;
-        if self.images.len() > REMEMBERED {
-            self.images.clear();
-            self.visited.borrow_mut().clear();
-        }
+        self.begin_workload();
         let disk = SimDisk::new(self.plan.settings);
         self.life(&disk, Ledger::default(), ops, 0)
             .map_err(|error| error.at(format!("workload {ops:?}")))
     }
 
+    fn begin_workload(&mut self) {
+        self.report.workloads += 1;
+        if self.images.len() > REMEMBERED {
+            self.images.clear();
+            self.visited.borrow_mut().clear();
+        }
+    }
+
     fn life(&mut self, disk: &SimDisk, ledger: Ledger, ops: &[S::Op], depth: usize) -> Verdict {
+        if !self.goes_on() {
+            return Ok(());
+        }
         let has_fault = disk.with(|world| world.faults.is_ordered());
         let only_last = depth == 0 && !ops.is_empty() && !has_fault;
         let mut plan = self.plan;
@@ -316,6 +357,10 @@ impl<'a, S: Subject> Explorer<'a, S> {
             outcome => drop(outcome?),
         }
         self.report.digest = mix(self.report.digest ^ disk.with(|world| world.digest()));
+        self.report.known += moments
+            .iter()
+            .map(|one| one.point.states_count())
+            .sum::<u64>();
         for moment in moments {
             self.take_apart(&moment, depth)
                 .map_err(|error| error.at(format!("life {depth}, event {:?}", moment.event)))?;
@@ -335,8 +380,14 @@ impl<'a, S: Subject> Explorer<'a, S> {
     }
 
     fn take_apart(&mut self, moment: &Moment, depth: usize) -> Verdict {
+        if !self.goes_on() {
+            return Ok(());
+        }
         self.report.moments += 1;
         for (zombies, disk) in &moment.kills {
+            if !self.goes_on() {
+                return Ok(());
+            }
             self.report.kills += 1;
             let ops = self
                 .subject
@@ -347,14 +398,18 @@ impl<'a, S: Subject> Explorer<'a, S> {
         let salt = moment.ledger.fingerprint();
         let visited = self.visited.clone();
         let mut verdict = Ok(());
-        moment
+        let tried = moment
             .point
             .states(salt, &visited, &mut |image, mark, digits| {
+                if !self.goes_on() {
+                    return false;
+                }
                 verdict = self
                     .state(image, mark, &moment.ledger, depth)
                     .map_err(|error| error.at(format!("state {digits:?}")));
-                verdict.is_ok()
+                verdict.is_ok() && !self.is_stopped
             });
+        self.report.tried += tried;
         verdict
     }
 

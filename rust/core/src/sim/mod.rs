@@ -45,7 +45,9 @@ mod world;
 pub use content::{Content, SECTOR, Sector};
 pub use crash::{COMPLETE, CrashPoint, Digits, Model, Names, Seen, Torn};
 pub use disk::SimDisk;
-pub use explore::{Book, Explorer, LIVENESS, Plan, Report, Subject, sequence, sequences_count};
+pub use explore::{
+    Book, Explorer, LIVENESS, Plan, Report, Subject, Watch, sequence, sequences_count,
+};
 pub use fault::{Fault, Faults, Kind, Trouble};
 pub use flight::{Target, Zombies};
 pub use image::Image;

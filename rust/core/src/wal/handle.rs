@@ -180,7 +180,9 @@ impl Log {
     pub fn truncate_before(&self, lsn: Lsn) -> Result<Lsn> {
         let _one_at_a_time = lock(&self.appender.0.upkeep);
         self.check_writable()?;
-        let held = lock(&self.appender.0.cursors).held_from();
+        let held = lock(&self.appender.0.cursors)
+            .held_from()
+            .filter(|_| !planted!("cursors_hold_nothing"));
         let lsn = held.map_or(lsn, |held| held.min(lsn));
         let first = self.appender.0.segments.drop_below(lsn);
         self.remove_files()?;
@@ -268,6 +270,16 @@ impl Log {
     /// Asks for a close without waiting for it; for finalizers.
     pub fn request_close(&self) {
         self.appender.request_close();
+    }
+
+    /// Whether nothing has to be closed any more. Waits for nobody, also not for a close.
+    pub fn is_over(&self) -> bool {
+        self.is_read_only() || self.thread.try_lock().is_ok_and(|thread| thread.is_none())
+    }
+
+    /// The driver's thread, for who waits elsewhere for its end; a close does not any more.
+    pub fn take_thread(&self) -> Option<JoinHandle<()>> {
+        lock(&self.thread).take()
     }
 
     /// Whether the driver's thread has ended.

@@ -2,8 +2,9 @@
 //!
 //! `torture [ITEM] [CAMPAIGN] [seed=N] [workload=N] [seconds=N]`: the item is `crashes` (the
 //! default) or `faults`; all campaigns in turn unless one is named; one workload only if it is
-//! numbered. Each campaign prints one line. The first failure is printed with the command that
-//! repeats it, and ends the run.
+//! numbered. The campaigns share the seconds evenly, and none overruns its share. Each prints one
+//! line, and how far it is meanwhile; at the end stands their sum. The first failure is printed
+//! with the command that repeats it, and ends the run.
 
 #![allow(
     clippy::print_stdout,
@@ -13,7 +14,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use millrace_tests::torture::{Budget, CAMPAIGNS, Campaign, crashes, faults};
+use millrace_tests::torture::{Budget, CAMPAIGNS, Campaign, crashes, faults, together};
 
 struct Wish {
     campaigns: Vec<Campaign>,
@@ -58,14 +59,21 @@ fn torture() -> Result<(), String> {
     let wish = wish()?;
     let share = Duration::from_secs(wish.seconds) / wish.campaigns.len() as u32;
     let run = if wish.faults { faults } else { crashes };
+    let mut summaries = Vec::new();
     for campaign in &wish.campaigns {
         let summary = match wish.workload {
             Some(number) => run(*campaign, wish.seed, number, Budget::Workloads(1)),
-            None => run(*campaign, wish.seed, 0, Budget::Time(share)),
+            None => run(*campaign, wish.seed, 0, Budget::Time(share, tell)),
         };
-        println!("{}", summary?.line());
+        summaries.push(summary?);
+        println!("{}", summaries[summaries.len() - 1].line());
     }
+    println!("{}", together(&summaries));
     Ok(())
+}
+
+fn tell(line: &str) {
+    eprintln!("{line}");
 }
 
 fn main() -> ExitCode {

@@ -5,10 +5,11 @@ pub(crate) mod real;
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex},
 };
 
-use super::{Answered, Handle, Id, Reply, Sink};
+use super::{Answered, Handle, Id, Reply, Sink, Whereabouts};
 use crate::{
     error::{Error, ErrorKind},
     io::Leftovers,
@@ -37,6 +38,13 @@ impl Sink for Inbox {
 
     fn closed(&self, tag: u64, left: Leftovers) {
         lock(&self.ends).push((tag, left));
+    }
+
+    fn whereabouts(&self, tag: u64) -> Whereabouts {
+        Whereabouts {
+            path: Some(Path::new(&format!("/of/{tag}")).into()),
+            offset: Some(tag),
+        }
     }
 }
 

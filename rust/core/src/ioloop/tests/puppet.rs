@@ -2,6 +2,7 @@
 //! and how, so that every race can be played in both orders.
 
 use std::{
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -861,6 +862,38 @@ fn a_slow_disk_is_told_of_while_it_is_slow() {
     );
     assert_eq!(events[1].age, Duration::from_millis(6100));
     assert_eq!(stage.handle().statistics().slow_now, 0);
+}
+
+#[test]
+fn a_slow_one_tells_where_it_is_whoever_still_waits() {
+    // Also of those whose waiter left before anybody called them slow: a write that was given up,
+    // a write and a read whose deadlines passed.
+    let mut stage = stage(8);
+    let ids = [
+        stage.ask(write(), None),
+        stage.ask(write(), None),
+        stage.ask(write(), Some(20)),
+        stage.ask(read(), Some(20)),
+    ];
+    stage.turn();
+    stage.handle().forget(ids[1]);
+    stage.pass(100);
+    stage.pass(10);
+    assert_eq!(stage.inbox.len(), 2);
+    stage.pass(2000);
+    let told = |events: Vec<SlowOperation>| {
+        let one = |event: SlowOperation| (event.id, event.place.path, event.place.offset);
+        events.into_iter().map(one).collect::<Vec<_>>()
+    };
+    let expected: Vec<_> = (1..5)
+        .zip(ids)
+        .map(|(tag, id)| (id, Some(Path::new(&format!("/of/{tag}")).into()), Some(tag)))
+        .collect();
+    assert_eq!(told(stage.handle().slow_operations()), expected);
+    for _ in ids {
+        stage.answer(0, Ok(Answer::Count(8)));
+    }
+    assert_eq!(told(stage.handle().slow_operations()), expected);
 }
 
 #[test]

@@ -237,6 +237,39 @@ fn a_right_log_passes() {
     );
 }
 
+#[test]
+fn who_watches_stops_it_at_once() {
+    // He is asked before each state and each kill, however deep they are; after his word nothing
+    // is begun, and less was tried than is known. A run that nobody stops tries all of it.
+    let (_, whole) = explore(Defect::None);
+    assert_eq!(whole.tried, whole.known);
+    assert!(whole.tried > whole.states);
+    let alphabet = [vec![10], vec![600]].map(Op::Append);
+    let begun = |report: &Report| report.states + report.kills;
+    for patience in [0, 1, 2, 3, 50, 51, 400] {
+        let plan = Plan {
+            nest_one_in: 4,
+            seals: false,
+            ..Plan::default()
+        };
+        let (mut asked, mut before) = (0, 0);
+        let mut explorer = Explorer::new(&Toy(Defect::None), plan).watched(Box::new(|report| {
+            assert!(begun(report) <= before + 1, "not asked: {report:?}");
+            (asked, before) = (asked + 1, begun(report));
+            asked <= patience
+        }));
+        for number in 0..sequences_count(alphabet.len(), 2) {
+            explorer.workload(&sequence(&alphabet, number)).unwrap();
+        }
+        assert!(explorer.is_stopped());
+        let report = explorer.report;
+        drop(explorer);
+        assert_eq!(asked, patience + 1);
+        assert_eq!(begun(&report), before, "{report:?}");
+        assert!(patience < 2 || report.tried < report.known, "{report:?}");
+    }
+}
+
 /// The oracle that finds `defect`.
 fn found(defect: Defect) -> &'static str {
     let (verdict, _) = explore(defect);

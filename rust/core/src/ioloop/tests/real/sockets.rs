@@ -1,11 +1,19 @@
 //! Sockets, on every backend.
 
-use std::{io::Write as _, os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{
+    io::Write as _,
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use super::{Make, Rig, filled, on_every_backend, pair};
 use crate::{
     error::ErrorKind,
-    io::{File, Wait},
+    io::{File, Stash, Wait},
     ioloop::{
         Ask, Settings,
         tests::{bytes, count, is_indeterminate, kind},
@@ -352,6 +360,51 @@ fn no_hole_while_a_peer_never_pauses(make: Make) {
     }
 }
 
+/// Receives of all sizes, several in line, given up at every stage while the peer sends more than
+/// anybody takes: what is kept is never more than before or than one of them asked for, so at most
+/// what the largest asked for that was ever given up.
+fn a_stash_holds_no_more_than_a_receive_asked_for(make: Make) {
+    let mut rig = Rig::new(make, Settings::default());
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let kept = Arc::new(AtomicUsize::new(0));
+    let stash = Arc::new(Stash::counted(&kept));
+    let socket = File::duplicate_socket(theirs.as_raw_fd(), stash).unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let mut seed = 7_usize;
+    let mut below = |limit: usize| {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % limit
+    };
+    let mut most = 0;
+    for _ in 0..600 {
+        let mut bound = kept.load(Ordering::Relaxed);
+        let mut asked = Vec::new();
+        for _ in 0..=below(3) {
+            let bits = below(12);
+            let length = 1 + below(1 << bits);
+            let (_, id) = rig.ask(recv(&socket, length, below(3) > 0), None);
+            asked.push((id, length));
+        }
+        for _ in 0..below(3) {
+            let _ = ours.write(&[7; 2000][..=below(2000)]);
+            rig.engine.turn(Wait::Never);
+        }
+        for (id, length) in asked {
+            rig.handle.forget(id);
+            bound = bound.max(length);
+        }
+        for _ in 0..below(3) {
+            rig.engine.turn(Wait::Never);
+        }
+        let now = kept.load(Ordering::Relaxed);
+        assert!(now <= bound, "{now} bytes kept of at most {bound}");
+        most = most.max(now);
+    }
+    assert!(most > 100, "only {most} bytes were ever kept");
+}
+
 /// More receives in line than a turn makes calls, and what was put back is enough for all of them:
 /// none waits for the peer to send more.
 fn all_in_line_are_served_from_what_was_put_back(make: Make) {
@@ -439,6 +492,7 @@ on_every_backend! {
     what_came_for_nobody_is_for_the_next
     two_that_are_given_up_together_leave_all_they_had
     no_hole_while_a_peer_never_pauses
+    a_stash_holds_no_more_than_a_receive_asked_for
     all_in_line_are_served_from_what_was_put_back
     the_end_takes_nothing_with_it
     a_deadline_frees_a_table_that_waits_for_itself
