@@ -16,11 +16,7 @@ use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
-use super::{
-    lines::Place,
-    names::Named,
-    pieces::{Pieces, count_of},
-};
+use super::{lines::Place, names::Named};
 use crate::{
     error::{Error, Result},
     io::{
@@ -31,6 +27,8 @@ use crate::{
         vectors::Vectors,
     },
 };
+
+mod pieces;
 
 /// How often in a row an answer "interrupted" or "try again" leads to another submission.
 const TRIES_MAX: u32 = 16;
@@ -56,8 +54,8 @@ pub(super) struct Flight {
     moved: usize,
     /// Bytes of the submission under way.
     asked: usize,
-    /// That one is several, side by side.
-    pieces: Pieces,
+    /// That one may be several, side by side.
+    pieces: pieces::Pieces,
     class: Class,
     /// Asked to be given up: no further submission follows.
     cancelled: bool,
@@ -185,7 +183,7 @@ impl Flight {
             length: 0,
             moved: 0,
             asked: 0,
-            pieces: Pieces::default(),
+            pieces: pieces::Pieces::default(),
             class,
             cancelled: false,
             disowned: false,
@@ -397,46 +395,6 @@ impl Flight {
         } else {
             entry
         }
-    }
-
-    /// Of how many submissions the next one is, which the queue has `room` for: more than one if
-    /// [`pieces`](super::pieces) are quicker.
-    pub(super) fn split(&mut self, dsync: bool, room: usize) -> usize {
-        let is_write = self.work == Work::Write { sync: true } && self.buffer.is_some();
-        let is_first = self.tries == 0 && self.moved == 0;
-        let may = is_write && is_first && dsync && self.class == Class::Foreground;
-        let suits = |file: &File| file.is_written() && file.is_direct();
-        if !may || !self.file.as_ref().is_some_and(suits) {
-            return 1;
-        }
-        match count_of(self.length, room) {
-            1 => 1,
-            count => self.pieces.begin(self.length, count),
-        }
-    }
-
-    /// The submission of one piece. It points into the buffer, as [`entry`](Self::entry) does.
-    pub(super) fn piece_entry(&mut self, number: usize) -> squeue::Entry {
-        self.durable = true;
-        self.asked = self.length;
-        let (from, count) = self.pieces.span(number, self.length);
-        let (fd, at) = (self.fd(), self.offset + from as u64);
-        let Some(buffer) = self.buffer.as_mut() else {
-            // A transfer always has memory; this keeps the answer honest if it had none.
-            return opcode::Nop::new().build();
-        };
-        let write = opcode::Write::new(fd, buffer[from..].as_mut_ptr(), count as u32);
-        write.offset(at).rw_flags(libc::RWF_DSYNC).build()
-    }
-
-    /// So many pieces could not be staged.
-    pub(super) fn lack(&mut self, count: usize) {
-        self.pieces.lack(count);
-    }
-
-    /// Takes an answer; gives that of the whole submission, once all its pieces are answered.
-    pub(super) fn gather(&mut self, answer: i32) -> Option<i32> {
-        self.pieces.gather(answer, self.length)
     }
 
     fn fd(&self) -> types::Fd {

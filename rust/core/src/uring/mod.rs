@@ -13,7 +13,7 @@
 //! Staged in this order: the watch on the bell, cancels, flights that need another submission in
 //! the order they came to need it, fresh requests. Fresh ones leave room for the first two. Those
 //! on one socket go one after the other ([`lines`]), large durable writes in several submissions
-//! side by side ([`pieces`]).
+//! side by side (`flight/pieces.rs`).
 //!
 //! # Always true
 //!
@@ -52,7 +52,6 @@ mod flight;
 mod guests;
 mod lines;
 mod names;
-mod pieces;
 mod poison;
 mod probe;
 mod ring;

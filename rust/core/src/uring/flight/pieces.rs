@@ -19,9 +19,16 @@
 //! 3. An error that would end a write in one submission ends this one, whatever else its pieces
 //!    were told: it is not written again.
 
-use crate::codec::align_up;
+use io_uring::{opcode, squeue};
 
-use super::{KEPT, Key, UringBackend};
+use super::{
+    super::{KEPT, Key, UringBackend},
+    Flight, Work,
+};
+use crate::{
+    codec::align_up,
+    io::{Class, File},
+};
 
 /// Bytes of a piece, at least.
 const PIECE_BYTES: usize = 256 << 10;
@@ -31,7 +38,7 @@ const PIECES_MAX: usize = 4;
 const ALIGNMENT: u64 = 64 << 10;
 
 /// Of how many pieces a write of `length` bytes is, in a queue with `room` for so many.
-pub(super) fn count_of(length: usize, room: usize) -> usize {
+fn count_of(length: usize, room: usize) -> usize {
     let count = (length / PIECE_BYTES).min(PIECES_MAX);
     if count <= room { count.max(1) } else { 1 }
 }
@@ -50,7 +57,7 @@ pub(super) struct Pieces {
 
 impl Pieces {
     /// Of `length` bytes in about `count` pieces; says in how many.
-    pub(super) fn begin(&mut self, length: usize, count: usize) -> usize {
+    fn begin(&mut self, length: usize, count: usize) -> usize {
         let size = align_up(length.div_ceil(count) as u64, ALIGNMENT) as usize;
         let open = length.div_ceil(size);
         *self = Self {
@@ -62,21 +69,21 @@ impl Pieces {
     }
 
     /// Where a piece begins, and its bytes.
-    pub(super) fn span(&self, number: usize, length: usize) -> (usize, usize) {
+    fn span(&self, number: usize, length: usize) -> (usize, usize) {
         let from = number * self.size;
         (from, self.size.min(length - from))
     }
 
     /// So many were not staged, and will not be.
-    pub(super) fn lack(&mut self, count: usize) {
+    fn lack(&mut self, count: usize) {
         self.open = self.open.saturating_sub(count);
         if self.open == 0 {
             *self = Self::default();
         }
     }
 
-    /// See [`Flight::gather`](super::Flight::gather).
-    pub(super) fn gather(&mut self, answer: i32, length: usize) -> Option<i32> {
+    /// See [`Flight::gather`].
+    fn gather(&mut self, answer: i32, length: usize) -> Option<i32> {
         if self.size == 0 {
             return Some(answer);
         }
@@ -115,10 +122,52 @@ fn is_passing(answer: i32) -> bool {
     )
 }
 
+impl Flight {
+    /// Of how many submissions the next one is, which the queue has `room` for: more than one if
+    /// pieces are quicker.
+    fn split(&mut self, dsync: bool, room: usize) -> usize {
+        let is_write = self.work == Work::Write { sync: true } && self.buffer.is_some();
+        let is_first = self.tries == 0 && self.moved == 0;
+        let may = is_write && is_first && dsync && self.class == Class::Foreground;
+        let suits = |file: &File| file.is_written() && file.is_direct();
+        if !may || !self.file.as_ref().is_some_and(suits) {
+            return 1;
+        }
+        match count_of(self.length, room) {
+            1 => 1,
+            count => self.pieces.begin(self.length, count),
+        }
+    }
+
+    /// The submission of one piece. It points into the buffer, as [`entry`](Self::entry) does.
+    fn piece_entry(&mut self, number: usize) -> squeue::Entry {
+        self.durable = true;
+        self.asked = self.length;
+        let (from, count) = self.pieces.span(number, self.length);
+        let (fd, at) = (self.fd(), self.offset + from as u64);
+        let Some(buffer) = self.buffer.as_mut() else {
+            // A transfer always has memory; this keeps the answer honest if it had none.
+            return opcode::Nop::new().build();
+        };
+        let write = opcode::Write::new(fd, buffer[from..].as_mut_ptr(), count as u32);
+        write.offset(at).rw_flags(libc::RWF_DSYNC).build()
+    }
+
+    /// So many pieces could not be staged.
+    fn lack(&mut self, count: usize) {
+        self.pieces.lack(count);
+    }
+
+    /// Takes an answer; gives that of the whole submission, once all its pieces are answered.
+    pub(in crate::uring) fn gather(&mut self, answer: i32) -> Option<i32> {
+        self.pieces.gather(answer, self.length)
+    }
+}
+
 impl UringBackend {
     /// Stages the next submission of a flight in the table; if the queue is full it is the first
     /// to be tried again.
-    pub(super) fn stage_flight(&mut self, key: Key) -> bool {
+    pub(in crate::uring) fn stage_flight(&mut self, key: Key) -> bool {
         let (Some(ring), Some(flight)) = (self.ring.as_mut(), self.table.get(key)) else {
             return true;
         };
@@ -148,10 +197,10 @@ impl UringBackend {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::flight::{Flight, Step, Way},
+        super::{Step, Way},
         *,
     };
-    use crate::io::{Answer, Buffer, Class, File, Op, Request, Token};
+    use crate::io::{Answer, Buffer, Op, Request, Token};
 
     const LENGTH: usize = 1 << 20;
     const QUARTER: i32 = 256 << 10;
