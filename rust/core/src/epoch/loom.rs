@@ -78,6 +78,22 @@ impl Canary {
     }
 }
 
+/// `read` runs on a thread of its own, while this one retires the canary and collects once.
+fn read_beside_a_retirement(
+    collector: &Collector,
+    canary: &Arc<Canary>,
+    read: impl FnOnce(&Canary) + Send + 'static,
+) {
+    let reader = {
+        let canary = Arc::clone(canary);
+        thread::spawn(move || read(&canary))
+    };
+    Canary::retire(canary, collector);
+    collector.collect(Budget::ALL);
+    reader.join().unwrap();
+    no_handler_raced(collector);
+}
+
 #[test]
 fn a_pin_against_retirement_against_advance() {
     // A reader pins and looks while another thread retires and collects twice.
@@ -129,18 +145,12 @@ fn nested_pins_against_advance() {
     // E15: an inner unpin published a safe point although the outer pin was held.
     explore(3, || {
         let (collector, canary) = (quiet(), Canary::new());
-        let reader = {
-            let (participant, canary) = (collector.participant(None), Arc::clone(&canary));
-            thread::spawn(move || {
-                let _outer = participant.pin();
-                drop(participant.pin());
-                canary.look();
-            })
-        };
-        Canary::retire(&canary, &collector);
-        collector.collect(Budget::ALL);
-        reader.join().unwrap();
-        no_handler_raced(&collector);
+        let participant = collector.participant(None);
+        read_beside_a_retirement(&collector, &canary, move |canary| {
+            let _outer = participant.pin();
+            drop(participant.pin());
+            canary.look();
+        });
     });
 }
 
@@ -149,20 +159,14 @@ fn a_pin_taken_again_against_advance() {
     // Unpinned and pinned anew: what the first pin looked at is finished before the handler.
     explore(3, || {
         let (collector, canary) = (quiet(), Canary::new());
-        let reader = {
-            let (participant, canary) = (collector.participant(None), Arc::clone(&canary));
-            thread::spawn(move || {
-                let first = participant.pin();
-                canary.look();
-                drop(first);
-                let _second = participant.pin();
-                canary.look();
-            })
-        };
-        Canary::retire(&canary, &collector);
-        collector.collect(Budget::ALL);
-        reader.join().unwrap();
-        no_handler_raced(&collector);
+        let participant = collector.participant(None);
+        read_beside_a_retirement(&collector, &canary, move |canary| {
+            let first = participant.pin();
+            canary.look();
+            drop(first);
+            let _second = participant.pin();
+            canary.look();
+        });
     });
 }
 
@@ -171,17 +175,11 @@ fn a_new_owned_pin_against_advance() {
     // Its slot enters the registry while a collector looks.
     explore(2, || {
         let (collector, canary) = (quiet(), Canary::new());
-        let reader = {
-            let (collector, canary) = (collector.clone(), Arc::clone(&canary));
-            thread::spawn(move || {
-                let _pin = collector.pin(None);
-                canary.look();
-            })
-        };
-        Canary::retire(&canary, &collector);
-        collector.collect(Budget::ALL);
-        reader.join().unwrap();
-        no_handler_raced(&collector);
+        let pins = collector.clone();
+        read_beside_a_retirement(&collector, &canary, move |canary| {
+            let _pin = pins.pin(None);
+            canary.look();
+        });
     });
 }
 

@@ -4,7 +4,7 @@ use std::{cell::RefCell, path::Path};
 
 use crate::{
     ids::Lsn,
-    io::{Access, Blocking, Buffer, Disk},
+    io::{Access, Blocking, Buffer, Disk, File},
     sim::{CrashPoint, Fault, Kind, Model, Seen, SimDisk, Trouble, Zombies},
     wal::{
         builder::{Builder, SMALL},
@@ -19,26 +19,37 @@ fn open(disk: &SimDisk) -> Recovered {
     recover(&mut io, &dir, RecoveryMode::Tail).unwrap()
 }
 
-/// A log of two groups whose owner was killed after it wrote the second and before it synced it.
-fn killed_before_sync(fault: Option<Fault>) -> SimDisk {
+/// A log in `location` with one record that is durable, and a second group that nobody has written
+/// yet: the segment, and where in which bytes that group lies.
+pub(super) fn one_of_two_groups(io: &mut Blocking<'_>, location: &str) -> (File, u64, Vec<u8>) {
     let mut builder = Builder::new(SMALL);
     builder.append(&[b"durable"]);
     let whole = builder.disk.get(&builder.name()).unwrap();
     let at = builder.append(&[b"written"]);
-    let disk = SimDisk::seeded(1);
-    let mut backend = disk.backend().unwrap();
-    let mut io = Blocking::new(&mut *backend);
-    let dir = io.open_dir(Path::new("log"), true).unwrap();
+    let dir = io.open_dir(Path::new(location), true).unwrap();
     let file = io.open(&dir, &builder.name(), Access::CREATE).unwrap();
     let mut buffer = Buffer::zeroed(whole.len());
     buffer.copy_from_slice(&whole);
     io.write(&file, 0, whole.len(), buffer, true).unwrap();
     io.sync(&file).unwrap();
     io.sync_dir(&dir).unwrap();
+    (file, at, builder.disk.get(&builder.name()).unwrap())
+}
+
+/// Writes the group at `at`, and does not sync it.
+pub(super) fn write_group(io: &mut Blocking<'_>, file: &File, at: u64, bytes: &[u8]) {
     let mut frame = Buffer::zeroed(512);
-    let bytes = builder.disk.get(&builder.name()).unwrap();
     frame.copy_from_slice(&bytes[at as usize..at as usize + 512]);
-    io.write(&file, at, 512, frame, false).unwrap();
+    io.write(file, at, 512, frame, false).unwrap();
+}
+
+/// A log of two groups whose owner was killed after it wrote the second and before it synced it.
+fn killed_before_sync(fault: Option<Fault>) -> SimDisk {
+    let disk = SimDisk::seeded(1);
+    let mut backend = disk.backend().unwrap();
+    let mut io = Blocking::new(&mut *backend);
+    let (file, at, bytes) = one_of_two_groups(&mut io, "log");
+    write_group(&mut io, &file, at, &bytes);
     if let Some(fault) = fault {
         disk.with(|world| world.faults.order(fault));
         io.sync(&file).unwrap_err();

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::rig::{Rig, small, world};
+use super::{
+    rig::{Rig, small, world},
+    trust::{one_of_two_groups, write_group},
+};
 use crate::{
     ErrorKind,
     ids::Lsn,
@@ -14,7 +17,6 @@ use crate::{
     sim::{CrashPoint, Fault, Kind, Model, Seen, SimDisk, Trouble, Zombies},
     wal::{
         Watch,
-        builder::{Builder, SMALL},
         commit::Next,
         recovery::{RecoveryMode, recover},
         segment::segment_name,
@@ -195,21 +197,10 @@ fn nothing_is_seen_that_a_power_cut_takes_back() {
 fn a_frame_that_is_written_and_not_synced_is_synced_before_it_is_shown() {
     // It lies in the cache, and its owner says nothing more: a power cut would take it. Once it is
     // shown, it is in every state that a power cut may leave.
-    let mut builder = Builder::new(SMALL);
-    builder.append(&[b"durable"]);
-    let whole = builder.disk.get(&builder.name()).unwrap();
-    let at = builder.append(&[b"written"]);
-    let after = builder.disk.get(&builder.name()).unwrap();
     let disk = SimDisk::seeded(1);
     let mut backend = disk.backend().unwrap();
     let mut io = Blocking::new(&mut *backend);
-    let dir = io.open_dir(Path::new("/log"), true).unwrap();
-    let file = io.open(&dir, &builder.name(), Access::CREATE).unwrap();
-    let mut buffer = Buffer::zeroed(whole.len());
-    buffer.copy_from_slice(&whole);
-    io.write(&file, 0, whole.len(), buffer, true).unwrap();
-    io.sync(&file).unwrap();
-    io.sync_dir(&dir).unwrap();
+    let (file, at, bytes) = one_of_two_groups(&mut io, "/log");
     let mut follower = Follower::new(&disk, 1);
     let next = |follower: &mut Follower| {
         let batch = follower.watch.next_batch(7).unwrap();
@@ -217,9 +208,7 @@ fn a_frame_that_is_written_and_not_synced_is_synced_before_it_is_shown() {
     };
     assert_eq!(next(&mut follower), Some(1));
     assert_eq!(next(&mut follower), None);
-    let mut frame = Buffer::zeroed(512);
-    frame.copy_from_slice(&after[at as usize..at as usize + 512]);
-    io.write(&file, at, 512, frame, false).unwrap();
+    write_group(&mut io, &file, at, &bytes);
     let mut looks = 0;
     while next(&mut follower).is_none() {
         follower.pass(Duration::from_millis(60));
