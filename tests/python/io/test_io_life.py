@@ -783,6 +783,35 @@ def test_slow_operations_are_told(engines: Engines, tmp_path: Path) -> None:
     assert {record.levelno for record in records} == {logging.WARNING}
 
 
+def test_a_slow_one_that_nobody_waits_for_is_told(engines: Engines, tmp_path: Path) -> None:
+    # Its task was cancelled while it hung: whoever looks at the numbers has it logged, with its
+    # file.
+    async def main(io: IoEngine, records: list[logging.LogRecord]) -> None:
+        with leased(tmp_path / "f"):
+            opening = asyncio.ensure_future(io.open(tmp_path / "f"))
+            await until(lambda: io.statistics().in_flight == 1)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            await until(lambda: io.statistics().slow == 1)
+        await until(lambda: io.statistics().slow_now == 0 and len(records) >= 2)
+        told = [vars(record) for record in records]
+        assert [one["is_over"] for one in told] == [False, True]
+        assert {one["path"] for one in told} == {str(tmp_path / "f")}
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    records: list[logging.LogRecord] = []
+    logger, handler = logging.getLogger("millrace.io"), Kept()
+    logger.addHandler(handler)
+    try:
+        engines.run(lambda io: main(io, records), slow_after_s=0.2)
+    finally:
+        logger.removeHandler(handler)
+
+
 def test_statistics_add_up(engines: Engines, tmp_path: Path) -> None:
     # Plain numbers: what was submitted is over, times are counted for each kind.
     async def main(io: IoEngine) -> None:

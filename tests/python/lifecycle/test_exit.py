@@ -156,8 +156,8 @@ def _end_after(child: subprocess.Popen[str], line: str) -> tuple[str, str]:
 def test_the_exit_waits_for_a_thread_that_learns_of_the_close(tmp_path: Path) -> None:
     # A daemon thread that waits for its append is told by the exit that the log is closed. While it
     # makes the exception it is inside of us, and before CPython 3.14 the interpreter would end it
-    # there by unwinding its stack, which ends the process. This was seen as an exit that aborted,
-    # once in some hundred on a busy machine.
+    # there by unwinding its stack, which ends the process. It takes a thread that wakes late,
+    # as the planted bug has it; the rare failure of a test of such exits led here.
     script = """
         import time
         import millrace.errors

@@ -627,7 +627,8 @@ def test_an_interrupt_before_a_turn_leaves_the_wheel_whole() -> None:
     ran: list[int] = []
 
     def strike(frame: FrameType, event: str, arg: object) -> Any:
-        if frame.f_code.co_filename == "millrace/turn.py":
+        code = frame.f_code
+        if (code.co_filename, code.co_name) == ("millrace/turn.py", "run"):
             raise KeyboardInterrupt
 
     async def interrupted() -> None:
