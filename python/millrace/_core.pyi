@@ -934,7 +934,7 @@ def wait_for_insiders() -> None:
     """
     Wait until no other thread calls into Python from here.
 
-    Nobody loses the interpreter's lock while he does so later.
+    Where other threads ever did, nobody loses the interpreter's lock while he does so later.
     """
 
 def come_back_by_bridge(*, panics: bool = False) -> Future[None]:

@@ -3,8 +3,9 @@
 //! Up to CPython 3.13 a daemon thread ends where it asks for the interpreter's lock after the end
 //! has begun: by unwinding its stack. A frame of Rust on that stack ends the process instead. So
 //! who calls from Rust what is written in Python, where a thread may lose the lock, is counted, and
-//! the exit waits until nobody is inside. From then on a thread keeps the lock for longer before it has to pass it on: who comes
-//! in afterwards, for a handler of the exit that runs after ours, leaves before he loses it.
+//! the exit waits until nobody is inside. If another thread than the one that exits ever was, a
+//! thread keeps the lock for longer from then on before it has to pass it on: who comes in
+//! afterwards, for a handler of the exit that runs after ours, leaves before he loses it.
 //!
 //! # Always true
 //!
@@ -15,6 +16,7 @@
 //!    way.
 
 use std::{
+    cell::Cell,
     sync::{
         OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -22,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use millrace_core::fork::Origin;
+use millrace_core::{fork::Origin, planted};
 use pyo3::prelude::*;
 
 use crate::door;
@@ -36,8 +38,15 @@ const PAUSE: Duration = Duration::from_micros(200);
 const KEEP_S: f64 = 0.1;
 
 static INSIDE: AtomicUsize = AtomicUsize::new(0);
+/// Threads that ever were.
+static CAME: AtomicUsize = AtomicUsize::new(0);
 /// The process whose threads are counted.
 static HERE: OnceLock<Origin> = OnceLock::new();
+
+thread_local! {
+    /// Whether this thread is one of them.
+    static HAS_COME: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Somebody is inside.
 pub struct Inside(());
@@ -53,7 +62,15 @@ impl Drop for Inside {
 #[inline]
 pub fn enter(_attached: Python<'_>) -> Inside {
     INSIDE.fetch_add(1, Ordering::Relaxed);
+    if !HAS_COME.replace(true) {
+        CAME.fetch_add(1, Ordering::Relaxed);
+    }
     Inside(())
+}
+
+/// Whether a thread other than this one ever was inside.
+fn others_came() -> bool {
+    CAME.load(Ordering::Relaxed) > usize::from(HAS_COME.get()) || planted!("bind_exit_slows_all")
 }
 
 /// Has the exit wait for those who are inside, behind everything else of ours that is done then.
@@ -71,12 +88,14 @@ pub fn build(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// Wait until no other thread calls into Python from here.
 ///
-/// Nobody loses the interpreter's lock while he does so later.
+/// Where other threads ever did, nobody loses the interpreter's lock while he does so later.
 #[pyfunction]
 pub fn wait_for_insiders(py: Python<'_>) -> PyResult<()> {
-    let sys = py.import("sys")?;
-    let kept: f64 = sys.call_method0("getswitchinterval")?.extract()?;
-    sys.call_method1("setswitchinterval", (kept.max(KEEP_S),))?;
+    if others_came() {
+        let sys = py.import("sys")?;
+        let kept: f64 = sys.call_method0("getswitchinterval")?.extract()?;
+        sys.call_method1("setswitchinterval", (kept.max(KEEP_S),))?;
+    }
     if HERE.get().is_some_and(|here| here.is_forked_child()) {
         // Those who were counted are in the parent.
         return Ok(());

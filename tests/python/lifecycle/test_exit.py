@@ -205,3 +205,27 @@ def test_the_exit_waits_for_a_thread_that_learns_of_the_close(tmp_path: Path) ->
     """
     _, complaint = _end(_start(script, tmp_path))
     assert "Fatal" not in complaint
+
+
+@pytest.mark.parametrize(("where", "kept"), [("here", "0.005"), ("on a thread", "0.1")])
+def test_threads_keep_the_interpreter_only_if_one_ever_came(
+    tmp_path: Path, where: str, kept: str
+) -> None:
+    # A program whose loop is on the thread that exits has handlers of the exit as quick as ever;
+    # one with loops on other threads has theirs protected.
+    script = f"""
+        late = lambda: print(round(sys.getswitchinterval(), 3))
+
+        def use():
+            for log in opened("log"):
+                asyncio.run(log.close())
+
+        if {where!r} == "here":
+            use()
+        else:
+            thread = threading.Thread(target=use)
+            thread.start()
+            thread.join()
+    """
+    out, _ = _end(_start(script, tmp_path))
+    assert out.strip() == kept

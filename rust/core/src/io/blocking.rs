@@ -179,6 +179,14 @@ impl<'a> Blocking<'a> {
         self.done(Op::Unlink { dir, name })
     }
 
+    /// Removes a file that could not be finished, and says why it could not: a filesystem may have
+    /// given it all the space there was.
+    pub fn give_back<T>(&mut self, dir: &File, name: &str, why: Error) -> Result<T> {
+        // What cannot be removed now is a leftover for the next open.
+        let _removed = self.unlink(dir, name);
+        Err(why)
+    }
+
     /// Makes changes of names in `dir` durable.
     pub fn sync_dir(&mut self, dir: &File) -> Result<()> {
         self.done(Op::SyncDir { dir: dir.clone() })

@@ -384,8 +384,16 @@ impl World {
     fn resize(&mut self, ino: Ino, length: u64, may_cut: bool, seq: u64) -> Result<Answer, i32> {
         let before = self.volume.inodes[ino].cache.length();
         if may_cut || length > before {
-            if !may_cut {
-                self.reserve(ino, length)?;
+            let room = if may_cut {
+                Ok(())
+            } else {
+                self.reserve(ino, length)
+            };
+            if room.is_err() {
+                // As ext4 does: what there was of it is the file's.
+                let all = before + self.room();
+                self.volume.resize(ino, all, seq);
+                return room.map(|()| Answer::Done);
             }
             self.volume.resize(ino, length, seq);
         }
@@ -397,12 +405,16 @@ impl World {
             return Ok(());
         }
         let grows = end.saturating_sub(self.volume.inodes[ino].cache.length());
-        let is_full = self.volume.used_bytes() + grows > self.settings.capacity_bytes;
-        if grows > 0 && is_full {
+        if grows > self.room() {
             Err(libc::ENOSPC)
         } else {
             Ok(())
         }
+    }
+
+    fn room(&self) -> u64 {
+        let used = self.volume.used_bytes();
+        self.settings.capacity_bytes.saturating_sub(used)
     }
 
     fn lock(&mut self, seat: usize, ino: Ino, handle: usize, is_shared: bool) -> Result<Answer> {

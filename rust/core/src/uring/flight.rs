@@ -16,7 +16,11 @@ use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
-use super::{lines::Place, names::Named};
+use super::{
+    lines::Place,
+    names::Named,
+    work::{self, Work},
+};
 use crate::{
     error::{Error, Result},
     io::{
@@ -70,38 +74,6 @@ pub(super) struct Flight {
     tries: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Work {
-    Read,
-    Write {
-        sync: bool,
-    },
-    /// All bytes of a write with `sync` are moved; this makes them durable.
-    SyncData,
-    Sync,
-    Allocate,
-    Send,
-    Recv {
-        exact: bool,
-    },
-    /// See [`Named`].
-    Name,
-}
-
-impl Work {
-    fn is_transfer(self) -> bool {
-        matches!(
-            self,
-            Self::Read | Self::Write { .. } | Self::Send | Self::Recv { .. }
-        )
-    }
-
-    /// Whether the kernel would hand this to one of its workers rather than begin it at once.
-    fn is_for_workers(self) -> bool {
-        matches!(self, Self::Sync | Self::SyncData | Self::Allocate)
-    }
-}
-
 /// What an answer led to.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -131,14 +103,16 @@ impl Flight {
     /// Sorts a request by who carries it out. `guest`: the thread that turns the ring may end
     /// before its requests do, so nothing is left to workers of the kernel, which end with it.
     pub(super) fn sort(request: Request, guest: bool) -> Way {
-        let Some((work, file, offset, length)) = Self::plan(&request.op) else {
+        let Some((work, file, offset, length)) = work::plan(&request.op) else {
             return Way::Calls(request);
         };
         if guest && request.class == Class::Background && !planted!("uring_orphans") {
             return Way::Calls(request);
         }
+        let of_program = request.class == Class::Program;
+        let is_long = of_program && work.is_long_copy(&file, length, guest);
         let through_cache = matches!(work, Work::Write { .. }) && !file.is_direct();
-        if guest && request.class == Class::Program && (work.is_for_workers() || through_cache) {
+        if guest && of_program && (work.is_for_workers() || through_cache || is_long) {
             return Way::Calls(request);
         }
         let mut flight = Self {
@@ -147,6 +121,7 @@ impl Flight {
             length,
             ..Self::new(request.token, request.class, work)
         };
+        flight.apart |= is_long;
         match request.op {
             Op::WriteMany { buffers, .. } | Op::Send { buffers, .. } => {
                 flight.many = Some((buffers, Vectors::new()));
@@ -192,52 +167,6 @@ impl Flight {
             durable: false,
             tries: 0,
         }
-    }
-
-    /// What the ring would do for `op`: the work, on what, from where, how much.
-    fn plan(op: &Op) -> Option<(Work, File, u64, usize)> {
-        let write = |sync, length| match (length, sync) {
-            (0, true) => Work::SyncData,
-            (_, sync) => Work::Write { sync },
-        };
-        let (work, file, offset, length) = match op {
-            Op::Read {
-                file,
-                offset,
-                length,
-                ..
-            } => (Work::Read, file, *offset, *length),
-            Op::Write {
-                file,
-                offset,
-                length,
-                sync,
-                ..
-            } => (write(*sync, *length), file, *offset, *length),
-            Op::WriteMany {
-                file,
-                offset,
-                buffers,
-                sync,
-            } => {
-                let length = total(buffers) as usize;
-                (write(*sync, length), file, *offset, length)
-            }
-            Op::Sync { file } | Op::SyncDir { dir: file } => (Work::Sync, file, 0, 0),
-            Op::SyncData { file } => (Work::SyncData, file, 0, 0),
-            Op::Allocate { file, length } => {
-                let length = usize::try_from(*length).ok()?;
-                (Work::Allocate, file, 0, length)
-            }
-            Op::Send { socket, buffers } => (Work::Send, socket, 0, total(buffers) as usize),
-            Op::Recv {
-                socket,
-                buffer,
-                exact,
-            } => (Work::Recv { exact: *exact }, socket, 0, buffer.len()),
-            _ => return None,
-        };
-        Some((work, file.clone(), offset, length))
     }
 
     fn check(&self) -> Result<()> {
@@ -580,7 +509,10 @@ impl Flight {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        work::{COPY_MAX, GUEST_COPY_MAX},
+        *,
+    };
     use crate::io::BLOCK;
 
     const PAGE: i32 = 4096;
@@ -705,6 +637,35 @@ mod tests {
             panic!("given up and tried again");
         };
         assert_eq!(error.number("done"), Some(10));
+    }
+
+    #[test]
+    fn a_long_copy_is_made_by_somebody_else() {
+        // What a program reads or writes through the page cache holds up nobody for longer than a
+        // hop takes: beyond that a worker of the kernel copies, or a thread where none may. What
+        // is short, and what the log writes, begins at once.
+        let sort = |length, class, guest| {
+            let file = file();
+            let buffer = Buffer::zeroed(length);
+            let op = Op::Read {
+                file,
+                offset: 0,
+                length,
+                buffer,
+            };
+            let token = Token(1);
+            Flight::sort(Request { token, class, op }, guest)
+        };
+        let is_apart = |length, class| match sort(length, class, false) {
+            Way::Ring(flight) => Some(flight.apart),
+            _ => None,
+        };
+        assert_eq!(is_apart(COPY_MAX, Class::Program), Some(false));
+        assert_eq!(is_apart(COPY_MAX + 1, Class::Program), Some(true));
+        assert_eq!(is_apart(COPY_MAX + 1, Class::Foreground), Some(false));
+        let guest = |length| sort(length, Class::Program, true);
+        assert!(matches!(guest(GUEST_COPY_MAX), Way::Ring(_)));
+        assert!(matches!(guest(GUEST_COPY_MAX + 1), Way::Calls(_)));
     }
 
     #[test]

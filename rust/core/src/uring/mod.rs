@@ -59,6 +59,7 @@ mod shutdown;
 mod table;
 #[cfg(test)]
 pub(crate) mod tests;
+mod work;
 
 pub use disk::UringDisk;
 use flight::{Flight, Step, Way};

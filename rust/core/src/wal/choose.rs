@@ -74,7 +74,8 @@ pub fn choose(
     let mut backend = tools.backend()?;
     let mut io = Blocking::new(&mut *backend);
     let dir = io.open_dir(path, true)?;
-    let scratch = make_scratch(&mut io, &dir, candidates.len() * PLACES * block)?;
+    let scratch = make_scratch(&mut io, &dir, candidates.len() * PLACES * block);
+    let scratch = scratch.or_else(|error| io.give_back(&dir, SCRATCH_NAME, error))?;
     let mut racers: Vec<_> = candidates
         .iter()
         .map(|candidate| Racer::line_up(candidate, &dir, block))

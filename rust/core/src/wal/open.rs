@@ -1,7 +1,8 @@
 //! Opening a log for writing: lock, recover, begin a new segment, tidy up.
 //!
 //! ```text
-//! directory -> lock -> recover (reads only) -> new segment, durable -> cut the old tail -> ready
+//! directory -> lock -> recover (reads only) -> remove what means nothing -> new segment, durable
+//!           -> cut the old tail -> ready
 //! ```
 //!
 //! # Always true
@@ -184,6 +185,10 @@ fn open_locked(
     let recovered = recovery::recover(io, dir, settings.recovery)?;
     check_writable(&recovered)?;
     io.to_the_end();
+    // First of all: on a full disk this may be the space that the rest needs.
+    if !planted!("leftovers_removed_last") {
+        remove(io, dir, &recovered.leftovers)?;
+    }
     let mut cursors = Cursors::load(io, dir, true)?;
     let manner = select()?;
     if !planted!("cursor_above_the_end") {
@@ -245,15 +250,8 @@ fn begin_segment(
     image[..block.len()].copy_from_slice(&block);
     let temporary = segment::prepared_name(header.segment);
     let name = segment::segment_name(header.segment);
-    let access = Access {
-        open: Open::Any,
-        ..Access::CREATE
-    };
-    let file = io.open(dir, &temporary, access)?;
-    io.allocate(&file, settings.segment_first_bytes)?;
-    let length = image.len();
-    io.write(&file, 0, length, image, true)?;
-    io.sync(&file)?;
+    let file = make_durable(io, dir, &temporary, image)
+        .or_else(|error| io.give_back(dir, &temporary, error))?;
     io.rename(dir, &temporary, &name)?;
     if !planted!("open_without_directory_sync") {
         io.sync_dir(dir)?;
@@ -270,25 +268,25 @@ fn begin_segment(
     })
 }
 
-/// Removes what the new segment makes superfluous: half-made files, segments without frames. Cuts
-/// the predecessor to its end. All of it only saves space, but a failure here is reported: the
-/// directory is not as healthy as an open log needs it to be.
-fn tidy_up(io: &mut Blocking<'_>, dir: &File, recovered: &Recovered) -> Result<()> {
-    let superseded = &recovered.superseded[..];
-    let superseded = if planted!("empty_segments_stay") {
-        &[]
-    } else {
-        superseded
+fn make_durable(io: &mut Blocking<'_>, dir: &File, name: &str, image: Buffer) -> Result<File> {
+    let access = Access {
+        open: Open::Any,
+        ..Access::CREATE
     };
-    let names = || superseded.iter().chain(&recovered.leftovers);
-    for name in names() {
-        match io.unlink(dir, name) {
-            // A leftover whose name this open has used itself, for its probe or its new segment.
-            Err(error) if error.errno() == Some(libc::ENOENT) => {}
-            outcome => outcome?,
-        }
-    }
-    if names().next().is_some() {
+    let file = io.open(dir, name, access)?;
+    let length = image.len();
+    io.allocate(&file, length as u64)?;
+    io.write(&file, 0, length, image, true)?;
+    io.sync(&file)?;
+    Ok(file)
+}
+
+/// Removes what the new segment makes superfluous: segments without frames. Cuts the predecessor to
+/// its end. All of it only saves space, but a failure here is reported: the directory is not as
+/// healthy as an open log needs it to be.
+fn tidy_up(io: &mut Blocking<'_>, dir: &File, recovered: &Recovered) -> Result<()> {
+    if !recovered.superseded.is_empty() && !planted!("empty_segments_stay") {
+        remove(io, dir, &recovered.superseded)?;
         io.sync_dir(dir)?;
     }
     let Some(end) = recovered.end else {
@@ -302,6 +300,16 @@ fn tidy_up(io: &mut Blocking<'_>, dir: &File, recovered: &Recovered) -> Result<(
     };
     if io.length(&file)? > end.offset && !planted!("predecessor_not_cut") {
         io.truncate(&file, end.offset)?;
+    }
+    Ok(())
+}
+
+fn remove(io: &mut Blocking<'_>, dir: &File, names: &[String]) -> Result<()> {
+    for name in names {
+        match io.unlink(dir, name) {
+            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            outcome => outcome?,
+        }
     }
     Ok(())
 }

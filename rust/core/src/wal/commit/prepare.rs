@@ -8,7 +8,9 @@
 //! ```
 //!
 //! Whatever goes wrong with a spare, a reader that still has it open included, it is removed and a
-//! new file is made. So it is if the file has another name: that one is somebody's copy.
+//! new file is made. So it is if the file has another name: that one is somebody's copy. A new file
+//! that cannot be made ready is removed before that is told: a filesystem may have given it all the
+//! space there was.
 //!
 //! # Always true
 //!
@@ -99,6 +101,8 @@ enum Step {
     Reopen,
     /// Of a spare that cannot be used.
     Discard,
+    /// Of a new file that cannot be made ready, and why not.
+    GiveBack(Error),
 }
 
 #[derive(Debug)]
@@ -230,6 +234,8 @@ impl Preparer {
     ) -> State {
         let answer = match result {
             _ if matches!(step, Step::Discard) => return without_spare(plan),
+            // Removed or not: the next open tries again.
+            _ if let Step::GiveBack(error) = step => return State::Failed { plan, error },
             Ok(answer) => answer,
             Err(error) => return self.on_error(plan, file, step, error),
         };
@@ -295,7 +301,12 @@ impl Preparer {
                 file: None,
                 step: Step::Discard,
             },
-            _ => State::Failed { plan, error },
+            _ if planted!("failed_draft_keeps_the_disk") => State::Failed { plan, error },
+            _ => State::Working {
+                plan,
+                file: None,
+                step: Step::GiveBack(error),
+            },
         }
     }
 
@@ -372,7 +383,7 @@ impl Preparer {
                 name: segment::segment_name(plan.id),
                 access: Access::WRITE.direct(plan.direct),
             },
-            Step::Discard => Op::Unlink {
+            Step::Discard | Step::GiveBack(_) => Op::Unlink {
                 dir,
                 name: plan.draft_name(),
             },

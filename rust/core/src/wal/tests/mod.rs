@@ -2,6 +2,7 @@ mod batch;
 mod beside;
 mod faults;
 mod frame;
+mod full;
 mod group_commit;
 mod handback;
 mod lifecycle;
