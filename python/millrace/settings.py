@@ -74,7 +74,7 @@ class LogSettings:
 
         commit_path: How a group reaches the disk. `auto` measures, for some milliseconds and in
             turns. It takes `direct`, which keeps several groups in flight, unless another way is
-            quicker by a quarter so often that chance does not explain it; then the quickest.
+            quicker by a third so often that chance does not explain it; then the quickest.
 
         driver: Who turns the engine. `thread`: a thread of the log's own, which goes on while
             loops are busy. `loop`: the event loops and threads that append and wait do it

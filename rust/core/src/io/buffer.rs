@@ -65,6 +65,11 @@ impl Buffer {
     pub fn try_copy_of(bytes: &[u8]) -> Result<Self> {
         let length = bytes.len();
         let copy = Self::made(length, false).ok_or_else(|| too_large(length))?;
+        if length >= HUGE {
+            // All of it is written now, by a caller who may be an event loop: 512 page faults fewer
+            // for each huge page.
+            wish_huge(copy.start, length);
+        }
         // SAFETY: `start` is valid for `length` bytes (or both are empty), new, and so apart from
         // `bytes`; after the copy all of it is initialised.
         unsafe {
@@ -127,16 +132,23 @@ fn mapped_huge(length: usize) -> Option<NonNull<u8>> {
     // SAFETY: `before` is less than `HUGE`, so this is inside the mapping of `all` bytes.
     let aligned = unsafe { start.add(before) };
     // SAFETY: what lies around the `length` bytes from `aligned` was mapped just now and is known
-    // to nobody; its bounds are pages, since `HUGE` and `start` are multiples of a page. Without
-    // huge pages the advice fails, and the pages are small.
+    // to nobody; its bounds are pages, since `HUGE` and `start` are multiples of a page.
     unsafe {
         if before > 0 {
             libc::munmap(start.cast(), before);
         }
         libc::munmap(aligned.add(length).cast(), behind);
-        libc::madvise(aligned.cast(), length, libc::MADV_HUGEPAGE);
     };
-    NonNull::new(aligned)
+    let aligned = NonNull::new(aligned)?;
+    wish_huge(aligned, length);
+    Some(aligned)
+}
+
+/// Wishes that what is mapped there be of huge pages where one fits in. Where the kernel has none
+/// the advice fails, and the pages are small.
+fn wish_huge(start: NonNull<u8>, length: usize) {
+    // SAFETY: an advice about memory that our caller has mapped; it changes no byte of it.
+    unsafe { libc::madvise(start.as_ptr().cast(), length, libc::MADV_HUGEPAGE) };
 }
 
 impl Drop for Buffer {
@@ -292,8 +304,10 @@ mod tests {
         );
         assert_eq!(copy.as_ptr() as usize % BLOCK, 0);
         assert!(Buffer::try_copy_of(&[]).unwrap().is_empty());
-        let large = vec![7; MAPPED_FROM + 1];
-        assert_eq!(Buffer::try_copy_of(&large).unwrap()[..], large[..]);
+        for length in [MAPPED_FROM + 1, HUGE, 2 * HUGE + 1] {
+            let large = vec![7; length];
+            assert_eq!(Buffer::try_copy_of(&large).unwrap()[..], large[..]);
+        }
     }
 
     #[test]

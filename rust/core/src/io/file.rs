@@ -23,6 +23,8 @@ enum Handle {
         forsaken: OnceLock<Guard>,
         /// Whether it bypasses the page cache; asked for once.
         direct: OnceLock<bool>,
+        /// See [`File::is_written`].
+        written: OnceLock<()>,
         /// Of a socket.
         stash: Option<Arc<Stash>>,
         fd: OwnedFd,
@@ -38,9 +40,11 @@ impl File {
 
     fn wrap(fd: OwnedFd, stash: Option<Arc<Stash>>) -> Self {
         let (forsaken, direct) = (OnceLock::new(), OnceLock::new());
+        let written = OnceLock::new();
         Self(Arc::new(Handle::Os {
             forsaken,
             direct,
+            written,
             stash,
             fd,
         }))
@@ -102,6 +106,30 @@ impl File {
                 let flags = sys::flags(fd.as_raw_fd());
                 flags.is_ok_and(|flags| flags & libc::O_DIRECT != 0)
             }),
+            Handle::Virtual(_) => false,
+        }
+    }
+
+    /// For tests of what is decided by it.
+    #[cfg(test)]
+    pub(crate) fn claim_direct(&self) {
+        if let Handle::Os { direct, .. } = &*self.0 {
+            let _ = direct.set(true);
+        }
+    }
+
+    /// All of its space was written to before. Who knows that says so before the file is used.
+    pub fn note_written(&self) {
+        if let Handle::Os { written, .. } = &*self.0 {
+            let _ = written.set(());
+        }
+    }
+
+    /// Whether all of its space is known to have been written to: a durable write then changes
+    /// bytes only, and none of what the filesystem knows about them.
+    pub fn is_written(&self) -> bool {
+        match &*self.0 {
+            Handle::Os { written, .. } => written.get().is_some(),
             Handle::Virtual(_) => false,
         }
     }

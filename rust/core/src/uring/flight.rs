@@ -32,6 +32,8 @@ use crate::{
     },
 };
 
+mod pieces;
+
 /// How often in a row an answer "interrupted" or "try again" leads to another submission.
 const TRIES_MAX: u32 = 16;
 
@@ -56,6 +58,8 @@ pub(super) struct Flight {
     moved: usize,
     /// Bytes of the submission under way.
     asked: usize,
+    /// That one may be several, side by side.
+    pieces: pieces::Pieces,
     class: Class,
     /// Asked to be given up: no further submission follows.
     cancelled: bool,
@@ -154,6 +158,7 @@ impl Flight {
             length: 0,
             moved: 0,
             asked: 0,
+            pieces: pieces::Pieces::default(),
             class,
             cancelled: false,
             disowned: false,

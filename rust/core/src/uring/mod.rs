@@ -12,7 +12,8 @@
 //!
 //! Staged in this order: the watch on the bell, cancels, flights that need another submission in
 //! the order they came to need it, fresh requests. Fresh ones leave room for the first two. Those
-//! on one socket go one after the other ([`lines`]).
+//! on one socket go one after the other ([`lines`]), large durable writes in several submissions
+//! side by side (`flight/pieces.rs`).
 //!
 //! # Always true
 //!
@@ -314,23 +315,6 @@ impl UringBackend {
         }
     }
 
-    /// Stages the next submission of a flight in the table; if the queue is full it is the first
-    /// to be tried again.
-    fn stage_flight(&mut self, key: Key) -> bool {
-        let (Some(ring), Some(flight)) = (self.ring.as_mut(), self.table.get(key)) else {
-            return true;
-        };
-        let entry = flight.entry(self.dsync).user_data(key.0);
-        // SAFETY: the entry points into the flight's buffer, which stays where it is on the heap
-        // until the table lets the flight go: at its last answer, or never (the table's
-        // invariant 1).
-        let staged = unsafe { ring.stage(&entry) };
-        if !staged {
-            self.again.push_front(key);
-        }
-        staged
-    }
-
     /// Hands a request to who makes plain calls: this thread, or a worker. If no thread can be
     /// started for it, it is done here too.
     fn call(&mut self, request: Request) {
@@ -388,6 +372,9 @@ impl UringBackend {
                 key,
                 answer,
             ));
+        };
+        let Some(answer) = flight.gather(answer) else {
+            return Ok(());
         };
         if flight.refuses_dsync(answer) {
             self.dsync = false;

@@ -1,8 +1,8 @@
 //! Which way to the disk: measured once per open, in the log's own directory, and reported.
 //!
 //! The candidates overwrite blocks of a small zero-filled scratch file, synchronously and in turns.
-//! Direct I/O is preferred unless another way beats it by a quarter in so many rounds that chance
-//! does not explain it; a close race goes on for a while, and one that nobody wins by then is direct
+//! Direct I/O is preferred unless another way takes less than two thirds of it in so many rounds that
+//! chance does not explain it; a close race goes on for a while, and one that nobody wins by then is direct
 //! I/O's. So a disk that is busy with something else does not decide. What the machine does not
 //! offer is left out, with the reason.
 
@@ -168,12 +168,12 @@ impl Race {
     }
 }
 
-/// Whether `rival` was quicker by a quarter in more rounds than a coin would explain, about two and
-/// a half deviations off the half; `None`: in more than half of them, but not in so many.
+/// Whether `rival` took less than two thirds in more rounds than a coin would explain, three
+/// deviations off the half; `None`: in more than half of them, but not in so many.
 fn is_beaten(direct: &[Duration], rival: &[Duration]) -> Option<bool> {
     let rounds = direct.len().min(rival.len());
     let pairs = direct.iter().zip(rival);
-    let lost = pairs.filter(|(own, other)| **own * 4 > **other * 5).count();
+    let lost = pairs.filter(|(own, other)| **own * 2 > **other * 3).count();
     let ahead = (2 * lost).saturating_sub(rounds);
     if planted!("one_look_decides") {
         return Some(ahead > 0);
@@ -181,7 +181,7 @@ fn is_beaten(direct: &[Duration], rival: &[Duration]) -> Option<bool> {
     if ahead == 0 {
         return Some(false);
     }
-    (ahead * ahead >= 6 * rounds).then_some(true)
+    (ahead * ahead >= 9 * rounds).then_some(true)
 }
 
 fn make_scratch(io: &mut Blocking<'_>, dir: &File, bytes: usize) -> Result<File> {
@@ -232,9 +232,9 @@ impl Racer {
     }
 }
 
-/// In turns, so that a slow moment of the disk hits them all, and each round begun by another one;
-/// each in blocks of its own, because a direct write of what another one left in the page cache
-/// would pay for that.
+/// In turns, so that a slow moment of the disk hits them all, and in every order, so that nobody
+/// always comes after the same one; each in blocks of its own, because a direct write of what
+/// another one left in the page cache would pay for that.
 fn race(
     racers: &mut [Result<Racer>],
     direct: Option<usize>,
@@ -244,7 +244,11 @@ fn race(
     let mut race = Race::new(count, direct);
     let mut rounds = 0;
     while !race.is_over(rounds, elapsed()) {
-        for at in (0..count).map(|turn| (rounds + turn) % count) {
+        let mut order: Vec<_> = (0..count).map(|at| (at + rounds / 2) % count).collect();
+        if rounds % 2 == 1 {
+            order.reverse();
+        }
+        for at in order {
             let place = at * PLACES + rounds % PLACES;
             match racers[at].as_mut().map(|racer| racer.write(place)) {
                 Ok(Ok(took)) => race.took[at].push(took),
@@ -294,21 +298,21 @@ mod tests {
 
     #[test]
     fn on_a_quiet_disk_direct_wins_a_close_race_and_loses_a_clear_one() {
-        // Up to a quarter slower it is taken all the same, beyond that it is not; both at once.
-        for (percent, winner) in [(50, 1), (125, 1), (126, 0), (300, 0)] {
+        // Up to half as much again is taken all the same, more is not; both soon.
+        for (percent, winner) in [(50, 1), (150, 1), (151, 0), (300, 0)] {
             let race = run(percent, || 0);
             assert_eq!(race.winner(), Some(winner), "{percent} %");
-            assert_eq!(race.took[0].len(), ROUNDS_MIN, "{percent} %");
+            assert!(race.took[0].len() < ROUNDS_MAX / 2, "{percent} %");
         }
     }
 
     #[test]
     fn a_busy_disk_does_not_decide() {
         // Where direct I/O costs the same it is practically always taken, where it costs several
-        // times as much it practically never is, whatever the load does to single writes.
+        // times as much it hardly ever is, whatever the load does to single writes.
         let (same, slower) = (won_by_direct(100), won_by_direct(400));
         assert!(same >= 990, "{same}");
-        assert!(slower <= 10, "{slower}");
+        assert!(slower <= 50, "{slower}");
     }
 
     #[test]

@@ -261,6 +261,7 @@ fn begin_segment(
     } else {
         file
     };
+    file.note_written();
     Ok(Active {
         file,
         writer: FrameWriter::new(header, crc),

@@ -28,6 +28,7 @@ pub const UNSAFE_FILES: &[(&str, &str)] = &[
     ("rust/core/src/io/vectors.rs", "shows the kernel several buffers of one transfer"),
     ("rust/core/src/port/signal.rs", "an eventfd: created, rung and read"),
     ("rust/core/src/ring/slot.rs", "the cell that a producer fills and the consumer empties"),
+    ("rust/core/src/uring/flight/pieces.rs", "stages entries that point into the buffer of a flight"),
     ("rust/core/src/uring/mod.rs", "arms the bell: an entry of the kernel's queue that points at nothing"),
     ("rust/core/src/uring/names.rs", "takes descriptors that the kernel opened, and tries what a ring may do"),
     ("rust/core/src/uring/probe.rs", "asks the kernel what it offers, with an entry that points at nothing"),

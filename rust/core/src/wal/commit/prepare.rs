@@ -64,6 +64,11 @@ impl Plan {
         }
     }
 
+    /// Whether all of its space was written to, by zeros or as a spare.
+    fn is_written(&self) -> bool {
+        self.fill || self.spare.is_some()
+    }
+
     /// Where zeros are missing.
     fn first_fill(&self) -> Option<u64> {
         match &self.spare {
@@ -258,7 +263,12 @@ impl Preparer {
             (Step::Rename, _) if planted!("no_directory_sync") => (file, Step::Reopen),
             (Step::Rename, _) => (file, Step::SyncDir),
             (Step::SyncDir, _) => (file, Step::Reopen),
-            (Step::Reopen, Answer::File(file)) => return State::Ready { plan, file },
+            (Step::Reopen, Answer::File(file)) => {
+                if plan.is_written() {
+                    file.note_written();
+                }
+                return State::Ready { plan, file };
+            }
             (step, answer) => {
                 let error = Error::new(
                     crate::ErrorKind::Io,
