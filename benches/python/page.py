@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,19 @@ def spawn(argv: list[str], timeout_s: float) -> dict[str, Any]:
     return answer
 
 
+def commit() -> str:
+    """Return what is measured: the commit, and whether more than the report has changed since."""
+
+    def ask(*words: str) -> str:
+        git = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+    if shutil.which("git") is None:
+        return "unknown"
+    changed = ask("status", "--porcelain", "--untracked-files=no", "--", ":!benches/report")
+    return (ask("describe", "--always") or "unknown") + ("-dirty" if changed else "")
+
+
 class Page:
     """
     A page of a report, begun before the first cell: the load of the machine is that of then.
@@ -64,9 +78,7 @@ class Page:
         self._load = os.getloadavg()[0]
         with tempfile.TemporaryDirectory(dir=ROOT) as directory:
             self._machine = facts(Path(directory))
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-        done = subprocess.run(git, capture_output=True, text=True, check=False)
-        self._commit = done.stdout.strip()
+        self._commit = commit()
 
     def head(self, rounds: int, note: str = "") -> str:
         """Return the top of the page: what was run, where, and how."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from contenders import CONTENDERS
 from millrace.cli.machine import facts
+from page import commit
 from readers import READERS, STORES
 from report import write_report
 
@@ -217,20 +217,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str:
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    done = subprocess.run(
-        [git, "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> int:
     """Run what the command line asks for; exit code 1 if any result was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
@@ -253,7 +239,7 @@ def main() -> int:
         "began": began,
         "elapsed_s": time.time() - began,
         "command": "python benches/python/run.py " + " ".join(sys.argv[1:]),
-        "commit": _commit(),
+        "commit": commit(),
         "plan": asdict(plan),
         "machine": machine,
         "versions": _versions(),
