@@ -78,10 +78,10 @@ fn parse(text: &str) -> Result<Vec<Mutant>, String> {
         let complaint = || format!("{TABLE}:{}: not understood: {line}", index + 1);
         let (key, value) = line.split_once('=').ok_or_else(complaint)?;
         let table = tables.last_mut().ok_or_else(complaint)?;
-        table.insert(
-            key.trim().to_owned(),
-            value.trim().trim_matches('"').to_owned(),
-        );
+        let value = value.trim().trim_matches('"').to_owned();
+        if table.insert(key.trim().to_owned(), value).is_some() {
+            return Err(format!("{TABLE}:{}: a second time: {line}", index + 1));
+        }
     }
     tables.into_iter().map(from_table).collect()
 }
@@ -377,7 +377,9 @@ mod tests {
 
     #[test]
     fn a_bad_table_is_refused() {
-        // Belief: a missing or unknown key, and a line of something else, stop the run.
+        // Belief: a missing, unknown or repeated key, and a line of something else, stop the run.
+        let twice = "[[mutant]]\nname = \"a\"\nbug = \"b\"\nkiller = \"c\"\nkiller = \"d\"\n";
+        assert!(parse(twice).is_err());
         assert!(parse("[[mutant]]\nname = \"a\"\nbug = \"b\"\n").is_err());
         assert!(
             parse("[[mutant]]\nname = \"a\"\nbug = \"b\"\nkiller = \"c\"\nkilller = \"d\"\n")

@@ -232,10 +232,12 @@ impl Preparer {
         step: Step,
         result: Result<Answer>,
     ) -> State {
+        // Removed or not: the next open tries again.
+        if let Step::GiveBack(error) = step {
+            return State::Failed { plan, error };
+        }
         let answer = match result {
             _ if matches!(step, Step::Discard) => return without_spare(plan),
-            // Removed or not: the next open tries again.
-            _ if let Step::GiveBack(error) = step => return State::Failed { plan, error },
             Ok(answer) => answer,
             Err(error) => return self.on_error(plan, file, step, error),
         };
